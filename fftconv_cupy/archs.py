@@ -1,0 +1,53 @@
+"""Limits of the GPU architectures, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fftconv_cupy.errors import UnsupportedDeviceError, message
+
+OLDEST_CAPABILITY = 75  # compute capability 7.5, Turing
+
+
+@dataclass(frozen=True, slots=True)
+class ArchLimits:
+    """What the plan must know of a GPU.
+
+    Attributes:
+        arch: NVRTC's name, ``"sm_90"``.
+        block_shared_bytes: dynamic shared memory that one block may take, opted in.
+        has_bulk_copy: copies from global to shared memory by the bulk engine (sm_90 and later).
+    """
+
+    arch: str
+    block_shared_bytes: int
+    has_bulk_copy: bool
+
+
+# CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability": maximum shared memory per block.
+ARCHS = {
+    limits.arch: limits
+    for limits in (
+        ArchLimits("sm_75", 64 << 10, has_bulk_copy=False),
+        ArchLimits("sm_80", 163 << 10, has_bulk_copy=False),
+        ArchLimits("sm_86", 99 << 10, has_bulk_copy=False),
+        ArchLimits("sm_89", 99 << 10, has_bulk_copy=False),
+        ArchLimits("sm_90", 227 << 10, has_bulk_copy=True),
+        ArchLimits("sm_100", 227 << 10, has_bulk_copy=True),
+        ArchLimits("sm_120", 99 << 10, has_bulk_copy=True),
+    )
+}
+
+
+def arch_limits(arch: str) -> ArchLimits:
+    """Return the limits of an architecture listed in `ARCHS`.
+
+    Raises:
+        UnsupportedDeviceError: the architecture is not listed.
+    """
+    limits = ARCHS.get(arch)
+    if limits is None:
+        raise UnsupportedDeviceError(
+            message("arch", got=repr(arch), allowed=", ".join(ARCHS), do="Name one of these architectures.")
+        )
+    return limits

@@ -1,0 +1,253 @@
+"""The block kernels: sizes, variants, shared memory, and the specification of each.
+
+A block configuration says how a block transforms rows; a variant says which of the template's flags are set. Adding a
+transform size is one row of `BLOCK_CONFIGS`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from fftconv_cupy.archs import ArchLimits, arch_limits
+from fftconv_cupy.errors import InvalidArgumentError, message
+from fftconv_cupy.source import KernelSpec
+
+COMPLEX_BYTES = 8
+FWD_PARAMS_BYTES = 160  # sizeof(FwdParams) and sizeof(FilterParams), which the entries check
+FILTER_PARAMS_BYTES = 64
+CUDA_TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float"}
+ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+EXTRAS = ("none", "gates", "any")  # in the order of the kernel's enum
+_BARRIER_BYTES = 16
+_BOOLEANS = (False, True)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockConfig:
+    """How a block transforms rows of `points` complex points.
+
+    Attributes:
+        points: M, complex points of a row's transform.
+        log2_radices: log2 of the radix of each pass.
+        log2_ept: log2 of the complex points that a thread holds.
+        rows: rows a block transforms side by side.
+        min_blocks: blocks that should fit on a multiprocessor; bounds the registers of a thread.
+        prefetch_jobs: jobs (rows of a linear transform, pairs of a paired one) that a block walks through while it
+            prefetches the next; 0 where that does not pay.
+    """
+
+    points: int
+    log2_radices: tuple[int, ...]
+    log2_ept: int
+    rows: int
+    min_blocks: int
+    prefetch_jobs: tuple[int, int] = (0, 0)
+
+    @property
+    def row_threads(self) -> int:
+        """Threads that share a row."""
+        return self.points >> self.log2_ept
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.rows * self.row_threads
+
+    @property
+    def exchange_bytes(self) -> int:
+        """Shared memory of the exchange buffers: the rows, each group of a thread's points padded by two points."""
+        return self.rows * (self.points + 2 * self.row_threads) * COMPLEX_BYTES
+
+
+# Chosen by timing on an H200 (sm_90). 512 threads a multiprocessor with 128 registers each win at nearly every size.
+BLOCK_CONFIGS = {
+    config.points: config
+    for config in (
+        BlockConfig(128, (3, 4), log2_ept=4, rows=16, min_blocks=6),
+        BlockConfig(256, (4, 4), log2_ept=5, rows=16, min_blocks=4),
+        BlockConfig(512, (4, 5), log2_ept=5, rows=8, min_blocks=4),
+        BlockConfig(1024, (5, 5), log2_ept=5, rows=4, min_blocks=4),
+        BlockConfig(2048, (4, 4, 3), log2_ept=5, rows=1, min_blocks=8),
+        BlockConfig(4096, (4, 4, 4), log2_ept=5, rows=1, min_blocks=4, prefetch_jobs=(4, 0)),
+        BlockConfig(8192, (4, 4, 5), log2_ept=5, rows=1, min_blocks=2, prefetch_jobs=(4, 4)),
+        BlockConfig(16384, (4, 5, 5), log2_ept=5, rows=1, min_blocks=1, prefetch_jobs=(8, 4)),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardVariant:
+    """Flags of the fused kernel.
+
+    Attributes:
+        dtype: storage type of the input, gates and output.
+        is_paired: two rows are one cyclic transform; else a row is one negacyclic transform.
+        is_complex: imaginary parts hold data: the second row, or points from M on.
+        has_tail: rows end inside the transform.
+        is_vector: two neighbouring elements are accessed at a time.
+        extras: what there may be beside input and filter, one of `EXTRAS`: nothing, both gates, or any of the gates and
+            the skip term.
+        has_prefetch: the next rows of u are copied to shared memory while one is transformed.
+    """
+
+    dtype: str
+    is_paired: bool
+    is_complex: bool
+    has_tail: bool
+    is_vector: bool
+    extras: str
+    has_prefetch: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FilterVariant:
+    """Flags of the filter's kernel.
+
+    Attributes:
+        dtype: storage type of the filter.
+        is_paired: the ring is cyclic.
+        is_general: the filter is shifted, folded, or has more than M taps.
+    """
+
+    dtype: str
+    is_paired: bool
+    is_general: bool
+
+
+def can_prefetch(config: BlockConfig, limits: ArchLimits, dtype: str, *, is_paired: bool) -> bool:
+    """Return whether whole rows are prefetched: the GPU can, it pays, and it leaves room for as many blocks."""
+    needed = forward_bytes(config, dtype, is_paired=is_paired, has_prefetch=True)
+    return (
+        limits.has_bulk_copy
+        and config.prefetch_jobs[is_paired] > 0
+        and needed * config.min_blocks <= limits.block_shared_bytes
+    )
+
+
+def forward_bytes(config: BlockConfig, dtype: str, *, is_paired: bool, has_prefetch: bool) -> int:
+    """Return the dynamic shared memory of a block of the fused kernel: exchange, prefetched rows, norms, barrier."""
+    rows = config.points * ITEM_BYTES[dtype] * (2 if is_paired else 1) + _BARRIER_BYTES if has_prefetch else 0
+    norms = config.row_threads // 32 * 8 if is_paired and config.row_threads > 32 else 0
+    return config.exchange_bytes + rows + norms
+
+
+def forward_spec(config: BlockConfig, variant: ForwardVariant) -> KernelSpec:
+    """Return the fused kernel of a block configuration and variant."""
+    shared_bytes = forward_bytes(config, variant.dtype, is_paired=variant.is_paired, has_prefetch=variant.has_prefetch)
+    defines = (
+        *_layout_defines(config, is_paired=variant.is_paired),
+        ("FFTCONV_IO_T", CUDA_TYPES[variant.dtype]),
+        ("FFTCONV_IS_COMPLEX", str(int(variant.is_complex))),
+        ("FFTCONV_HAS_TAIL", str(int(variant.has_tail))),
+        ("FFTCONV_IS_VECTOR", str(int(variant.is_vector))),
+        ("FFTCONV_EXTRAS", str(EXTRAS.index(variant.extras))),
+        ("FFTCONV_HAS_PREFETCH", str(int(variant.has_prefetch))),
+        ("FFTCONV_SHARED_BYTES", str(shared_bytes)),
+        ("FFTCONV_PARAMS_BYTES", str(FWD_PARAMS_BYTES)),
+    )
+    return KernelSpec("fftconv_fwd", real_points(config, is_paired=variant.is_paired), defines)
+
+
+def filter_spec(config: BlockConfig, variant: FilterVariant) -> KernelSpec:
+    """Return the kernel that makes the spectrum of a filter."""
+    defines = (
+        *_layout_defines(config, is_paired=variant.is_paired),
+        ("FFTCONV_FILTER_T", CUDA_TYPES[variant.dtype]),
+        ("FFTCONV_IS_GENERAL", str(int(variant.is_general))),
+        ("FFTCONV_SHARED_BYTES", str(config.exchange_bytes)),
+        ("FFTCONV_PARAMS_BYTES", str(FILTER_PARAMS_BYTES)),
+    )
+    return KernelSpec("fftconv_filter", real_points(config, is_paired=variant.is_paired), defines)
+
+
+def real_points(config: BlockConfig, *, is_paired: bool) -> int:
+    """Return the FFT size of a block's transform in real points."""
+    return config.points if is_paired else 2 * config.points
+
+
+def _layout_defines(config: BlockConfig, *, is_paired: bool) -> tuple[tuple[str, str], ...]:
+    return (
+        ("FFTCONV_LOG2_POINTS", str(config.points.bit_length() - 1)),
+        ("FFTCONV_LOG2_EPT", str(config.log2_ept)),
+        ("FFTCONV_LOG2_RADICES", ", ".join(map(str, config.log2_radices))),
+        ("FFTCONV_QUARTERS", "0" if is_paired else "1"),
+        ("FFTCONV_ROWS", str(config.rows)),
+        ("FFTCONV_MIN_BLOCKS", str(config.min_blocks)),
+    )
+
+
+def _forward_variants(config: BlockConfig, limits: ArchLimits) -> Iterator[ForwardVariant]:
+    """Yield the variants that a plan may name."""
+    flags = itertools.product(_BOOLEANS, repeat=5)
+    for (is_paired, is_complex, has_tail, is_vector, has_prefetch), dtype, extras in itertools.product(
+        flags, CUDA_TYPES, EXTRAS
+    ):
+        variant = ForwardVariant(dtype, is_paired, is_complex, has_tail, is_vector, extras, has_prefetch)
+        if variant.is_paired and not variant.is_complex:
+            continue  # the second row is the imaginary part
+        if variant.is_complex and not variant.is_paired and not variant.has_tail:
+            continue  # rows of 2M points exactly leave no room for a filter
+        if not variant.is_vector and not variant.has_tail:
+            continue  # odd addresses are no reason for a kernel of their own: the test of the length costs little there
+        if variant.has_prefetch and (
+            variant.has_tail
+            or not variant.is_vector
+            or not can_prefetch(config, limits, dtype, is_paired=variant.is_paired)
+        ):
+            continue
+        yield variant
+
+
+@cache
+def _kernels(config: BlockConfig, limits: ArchLimits) -> tuple[tuple[KernelSpec, BlockConfig, int], ...]:
+    filters = [
+        FilterVariant(dtype, is_paired, is_general)
+        for dtype, is_paired, is_general in itertools.product(CUDA_TYPES, _BOOLEANS, _BOOLEANS)
+    ]
+    kernels = [(filter_spec(config, variant), config, config.exchange_bytes) for variant in filters]
+    for variant in _forward_variants(config, limits):
+        shared_bytes = forward_bytes(
+            config, variant.dtype, is_paired=variant.is_paired, has_prefetch=variant.has_prefetch
+        )
+        kernels.append((forward_spec(config, variant), config, shared_bytes))
+    return tuple(kernels)
+
+
+def iter_kernels(arch: str, *, fft_sizes: Iterable[int] | None = None) -> Iterator[tuple[KernelSpec, BlockConfig, int]]:
+    """Yield every kernel that a plan for `arch` may name: (spec, block configuration, dynamic shared memory in bytes).
+
+    Args:
+        arch: one of `ARCHS`.
+        fft_sizes: only kernels of these FFT sizes (real points); None yields all.
+
+    Raises:
+        InvalidArgumentError: an FFT size that no kernel of this architecture has.
+    """
+    limits = arch_limits(arch)
+    wanted = None if fft_sizes is None else set(fft_sizes)
+    seen = set()
+    for config in BLOCK_CONFIGS.values():
+        if config.exchange_bytes > limits.block_shared_bytes:
+            continue
+        for spec, block, shared_bytes in _kernels(config, limits):
+            seen.add(spec.fft_size)
+            if wanted is None or spec.fft_size in wanted:
+                yield spec, block, shared_bytes
+    if wanted is not None and wanted - seen:
+        raise InvalidArgumentError(
+            message(
+                "fft_size",
+                got=", ".join(map(str, sorted(wanted - seen))),
+                allowed=f"on {arch} {', '.join(map(str, sorted(seen)))}",
+                do="Pass one of these sizes.",
+            )
+        )
+
+
+def iter_kernel_specs(arch: str, *, fft_sizes: Iterable[int] | None = None) -> Iterator[KernelSpec]:
+    """Yield the specs of `iter_kernels`."""
+    for spec, _, _ in iter_kernels(arch, fft_sizes=fft_sizes):
+        yield spec

@@ -1,0 +1,302 @@
+"""Which kernels compute a problem on an architecture, with which sizes, and why.
+
+Planning is pure arithmetic over two tables, of architectures (archs.py) and of block configurations (blocks.py), so any
+plan can be made and printed without a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fftconv_cupy.archs import ArchLimits
+from fftconv_cupy.blocks import (
+    BLOCK_CONFIGS,
+    COMPLEX_BYTES,
+    BlockConfig,
+    FilterVariant,
+    ForwardVariant,
+    can_prefetch,
+    filter_spec,
+    forward_bytes,
+    forward_spec,
+)
+from fftconv_cupy.errors import UnsupportedProblemError, message
+from fftconv_cupy.problem import Problem
+from fftconv_cupy.source import KernelSpec
+
+WORKSPACE_LIMIT = 64 << 20  # bytes above inputs and output that one call may take
+_GRID_YZ = 65535  # CUDA's limit for the second and third dimension of a grid
+_BULK_BLOCKS = 1024  # a block with prefetch walks through several rows, but not so many that fewer blocks are left
+
+
+@dataclass(frozen=True, slots=True)
+class FilterLags:
+    """Where the taps of a filter lie in the ring; the fields are those of ``FilterParams`` in kernels/params.cuh.
+
+    Attributes:
+        shift: index of the tap at lag 0.
+        period: the filter is folded modulo this number first; 0 means not.
+        positive: lags 0 .. positive - 1 are kept.
+        negative: lags -1 .. -negative are kept.
+    """
+
+    shift: int
+    period: int
+    positive: int
+    negative: int
+
+    @property
+    def is_wrapped(self) -> bool:
+        """The filter is not simply the first taps from lag 0 on."""
+        return self.shift > 0 or self.period > 0 or self.negative > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one call is computed; ``print(plan)`` tells it in words.
+
+    Attributes:
+        problem: what is computed.
+        limits: of the architecture.
+        strategy: ``"linear"`` (a row is one negacyclic transform) or ``"paired"`` (two rows are one cyclic transform).
+        config: the block configuration.
+        forward: the fused kernel.
+        filter: the kernel that makes the filter's spectrum.
+        lags: where the taps lie in the ring.
+        is_prepared: the spectrum comes with the call, so `filter` is not launched.
+        grid: blocks of `forward` for one group of channels.
+        shared_bytes: dynamic shared memory of a block of `forward`.
+        log2_batch_slots: log2 of the rows of a block that differ in batch; the others differ in channel.
+        iterations: times that a block fills its batch slots.
+        channel_group: channels whose spectrum is in the workspace at a time.
+        launches: kernels launched by a call.
+        workspace_bytes: device memory that a call takes beside its output.
+        reasons: why it is so, a sentence each.
+    """
+
+    problem: Problem
+    limits: ArchLimits
+    strategy: str
+    config: BlockConfig
+    forward: KernelSpec
+    filter: KernelSpec
+    lags: FilterLags
+    is_prepared: bool
+    grid: tuple[int, int, int]
+    shared_bytes: int
+    log2_batch_slots: int
+    iterations: int
+    channel_group: int
+    launches: int
+    workspace_bytes: int
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return the plan in words, one fact a line."""
+        problem, config = self.problem, self.config
+        flags = [name for name, on in (("in_gate", problem.in_gate), ("out_gate", problem.out_gate)) if on]
+        flags += ["skip"] * problem.skip
+        radices = " x ".join(str(1 << log2) for log2 in config.log2_radices)
+        lines = [
+            f"fftconv {problem.mode}: u ({problem.batch}, {problem.channels}, {problem.seqlen}) {problem.dtype}, "
+            f"k ({'' if problem.shared_filter else f'{problem.channels}, '}{problem.filter_len}) "
+            f"{problem.filter_dtype}{', ' + ' + '.join(flags) if flags else ''} on {self.limits.arch}",
+            f"  FFT size        {problem.fft_size} real points",
+            f"  transform       {config.points} complex points = {radices}, {self.strategy}",
+            f"  passes          1 over global memory, {len(config.log2_radices)} in the block each way",
+            f"  block           {config.threads} threads, {1 << config.log2_ept} points each, {config.rows} row(s), "
+            f"{self.shared_bytes} bytes of shared memory",
+            f"  grid            {self.grid}, {self.iterations} row(s) in turn a slot",
+            f"  launches        {self.launches}{' (filter prepared)' if self.is_prepared else ''}",
+            f"  workspace       {self.workspace_bytes} bytes, {self.channel_group} channel(s) a group",
+        ]
+        return "\n".join(lines + [f"  why             {reason}" for reason in self.reasons])
+
+
+def max_points(limits: ArchLimits) -> int:
+    """Return the complex points of the largest transform that one block of the GPU can hold."""
+    return max(c.points for c in BLOCK_CONFIGS.values() if c.exchange_bytes <= limits.block_shared_bytes)
+
+
+def transform_of(problem: Problem) -> tuple[str, int]:
+    """Return the strategy of a problem, and the least number of complex points that its transform may have.
+
+    A circular convolution of a power of two N with rows longer than N / 2 pairs two rows in a cyclic transform of N
+    points. Everything else is linear: M complex points hold 2M reals, enough for the wanted outputs to be free of
+    wrapped terms; a circular filter is wrapped by hand then, and rows of L points need M >= L.
+    """
+    if problem.mode == "circular":
+        n = problem.fft_size
+        smallest = min(BLOCK_CONFIGS)
+        if n & (n - 1) == 0 and 2 * problem.seqlen > n and n >= smallest:
+            return "paired", n
+        return "linear", problem.seqlen
+    length, taps = problem.seqlen, problem.taps
+    needed = length + taps // 2 if problem.mode == "same" else length + taps - 1
+    return "linear", (needed + 1) // 2
+
+
+def block_config(problem: Problem, limits: ArchLimits) -> tuple[str, BlockConfig]:
+    """Return the strategy and the block configuration of a problem.
+
+    Raises:
+        UnsupportedProblemError: the transform does not fit one block of this GPU.
+    """
+    strategy, least = transform_of(problem)
+    largest = max_points(limits)
+    real_points = 1 if strategy == "paired" or problem.mode == "circular" else 2
+    given = problem.fft_size if problem.mode != "circular" or strategy == "paired" else 0
+    if least > largest or given > real_points * largest:
+        raise UnsupportedProblemError(
+            message(
+                "FFT size",
+                got=f"{max(given, problem.fft_size)} for mode {problem.mode!r} with L = {problem.seqlen} and "
+                f"K = {problem.filter_len}",
+                allowed=f"on {limits.arch} up to {2 * largest} in linear modes, and L up to {largest} in 'circular'",
+                do="Shorten the row or the filter, or split the row into overlapping parts.",
+            )
+        )
+    return strategy, next(c for points, c in sorted(BLOCK_CONFIGS.items()) if points >= least)
+
+
+def make_plan(
+    problem: Problem, limits: ArchLimits, *, is_vector: bool = True, is_bulk: bool = True, is_prepared: bool = False
+) -> Plan:
+    """Plan a problem for a GPU.
+
+    Args:
+        problem: what is computed; ``batch >= 1``.
+        limits: of the GPU.
+        is_vector: rows start at even elements and have even lengths, so two elements are accessed at a time.
+        is_bulk: rows of the input start at multiples of 16 bytes.
+        is_prepared: the filter's spectrum comes with the call.
+
+    Raises:
+        UnsupportedProblemError: the transform does not fit one block of this GPU, or a dimension exceeds 2^31 - 1.
+    """
+    if max(problem.batch, problem.channels, problem.seqlen, problem.filter_len) >= 1 << 31:
+        raise UnsupportedProblemError(
+            message(
+                "shape",
+                got=f"B = {problem.batch}, H = {problem.channels}, L = {problem.seqlen}, K = {problem.filter_len}",
+                allowed="each below 2^31",
+                do="Split the arrays.",
+            )
+        )
+    strategy, config = block_config(problem, limits)
+    points, is_paired = config.points, strategy == "paired"
+    is_whole = problem.seqlen == problem.out_len == points
+    variant = ForwardVariant(
+        dtype=problem.dtype,
+        is_paired=is_paired,
+        is_complex=is_paired or max(problem.seqlen, problem.out_len) > points,
+        has_tail=not is_whole or not is_vector,
+        is_vector=is_vector,
+        extras=_extras(problem),
+        has_prefetch=is_bulk
+        and is_vector
+        and is_whole
+        and can_prefetch(config, limits, problem.dtype, is_paired=is_paired),
+    )
+    jobs = (problem.batch + 1) // 2 if is_paired else problem.batch
+    slots = min(config.rows, 1 << max(0, jobs - 1).bit_length())
+    lags = filter_lags(problem, strategy)
+    spectrum_bytes = points * COMPLEX_BYTES
+    group = _channel_group(problem, spectrum_bytes, is_prepared)
+    groups = -(-problem.channels // group)
+    iterations = _iterations(config.prefetch_jobs[is_paired], jobs, group) if variant.has_prefetch else 1
+    channel_blocks = -(-group // (config.rows // slots))
+    return Plan(
+        problem=problem,
+        limits=limits,
+        strategy=strategy,
+        config=config,
+        forward=forward_spec(config, variant),
+        filter=filter_spec(
+            config,
+            FilterVariant(
+                dtype=problem.filter_dtype,
+                is_paired=is_paired,
+                is_general=lags.is_wrapped or lags.positive > points,
+            ),
+        ),
+        lags=lags,
+        is_prepared=is_prepared,
+        grid=(
+            -(-jobs // (slots * iterations)),
+            min(channel_blocks, _GRID_YZ),
+            -(-channel_blocks // _GRID_YZ),
+        ),
+        shared_bytes=forward_bytes(config, problem.dtype, is_paired=is_paired, has_prefetch=variant.has_prefetch),
+        log2_batch_slots=slots.bit_length() - 1,
+        iterations=iterations,
+        channel_group=group,
+        launches=1 if is_prepared else 2 if problem.shared_filter else 2 * groups,
+        workspace_bytes=0 if is_prepared else spectrum_bytes * (1 if problem.shared_filter else group),
+        reasons=_reasons(problem, config, variant, is_whole, groups),
+    )
+
+
+def _extras(problem: Problem) -> str:
+    """Return the kernel's variant for the gates and skip term of a problem (`blocks.EXTRAS`)."""
+    if problem.in_gate and problem.out_gate and not problem.skip:
+        return "gates"
+    return "any" if problem.in_gate or problem.out_gate or problem.skip else "none"
+
+
+def _iterations(most: int, jobs: int, channels: int) -> int:
+    """Return the jobs that a prefetching block walks: more hide more latency, while the GPU stays full."""
+    iterations = 1
+    while iterations < min(most, jobs) and jobs * channels >= 2 * iterations * _BULK_BLOCKS:
+        iterations *= 2
+    return iterations
+
+
+def _channel_group(problem: Problem, spectrum_bytes: int, is_prepared: bool) -> int:
+    """Return the channels of a group: as few groups as the workspace limit allows, of about the same size."""
+    if is_prepared or problem.shared_filter:
+        return problem.channels
+    groups = -(-problem.channels * spectrum_bytes // WORKSPACE_LIMIT)
+    return -(-problem.channels // groups)
+
+
+def filter_lags(problem: Problem, strategy: str) -> FilterLags:
+    """Return where each tap lies in the ring.
+
+    The tap at lag d multiplies the input d points before the output. "same" drops the first (K-1)//2 outputs of the
+    full convolution, which is a filter that starts at lag -(K-1)//2; a circular filter in a linear transform is seen
+    from lag -(L-1) to L-1. Lags that no pair of an input and an output has are left out.
+    """
+    seqlen, filter_len = problem.seqlen, problem.filter_len
+    if strategy == "paired":
+        n = problem.fft_size
+        return FilterLags(0, n, n, 0) if filter_len > n else FilterLags(0, 0, filter_len, 0)
+    if problem.mode == "circular":
+        return FilterLags(0, problem.fft_size, seqlen, seqlen - 1)
+    if problem.mode == "same":
+        shift = (filter_len - 1) // 2
+        return FilterLags(shift, 0, min(filter_len - shift, seqlen), min(shift, seqlen - 1))
+    return FilterLags(0, 0, problem.taps, 0)
+
+
+def _reasons(
+    problem: Problem, config: BlockConfig, variant: ForwardVariant, is_whole: bool, groups: int
+) -> tuple[str, ...]:
+    reasons = []
+    if variant.is_paired:
+        reasons.append("N is a power of two and L > N / 2: two batch rows are real and imaginary part of one transform")
+    elif problem.mode == "circular":
+        reasons.append("N is no power of two, or small, or L <= N / 2: a linear transform with a wrapped filter")
+    elif variant.is_complex:
+        reasons.append(f"rows or outputs of more than {config.points} points: the rest is the imaginary part")
+    else:
+        reasons.append(f"rows fit in {config.points} points: no padding is transformed, the input is real")
+    if not is_whole:
+        reasons.append("rows end inside the transform: loads and stores test the length")
+    if not variant.is_vector:
+        reasons.append("an odd length, address or stride: elements are accessed one by one")
+    if variant.has_prefetch:
+        reasons.append("the next row is copied to shared memory while one is transformed")
+    if groups > 1:
+        reasons.append(f"{groups} groups of channels keep the spectrum within {WORKSPACE_LIMIT >> 20} MiB")
+    return tuple(reasons)

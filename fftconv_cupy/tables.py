@@ -1,0 +1,57 @@
+"""Twiddle factors of the block transforms, computed in float64 and rounded once to float32.
+
+Layout and order are those of ``kernels/layout.cuh`` and ``kernels/dft.cuh``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from fftconv_cupy.blocks import BlockConfig
+
+
+def twiddle_table(config: BlockConfig, *, is_paired: bool) -> npt.NDArray[np.float32]:
+    """Return the twiddles of all passes but the first, as a flat float32 array of (re, im) pairs.
+
+    For each pass from the second on: the forward table [radix / 4][nodes][2] of the twiddles of the even sub-nodes
+    (level 1, level 2, two of level 3, four of level 4, ...), then the inverse table [radix / 2][nodes][2] of
+    e(m phi / radix), m = 0 .. radix - 1, where phi is the phase of the node and e(x) = exp(2 pi i x).
+
+    Args:
+        config: the block configuration.
+        is_paired: the ring is cyclic (root phase 0), not negacyclic (root phase 1/4).
+    """
+    root = 0.0 if is_paired else 0.25
+    parts = []
+    log2_nodes = config.log2_radices[0]
+    last = len(config.log2_radices) - 1
+    for index, log2_radix in enumerate(config.log2_radices[1:], start=1):
+        nodes, radix = 1 << log2_nodes, 1 << log2_radix
+        order = np.arange(nodes)
+        if index == last:  # in the order that threads read them: column by column
+            columns = (1 << config.log2_ept) // radix
+            order = order.reshape(-1, columns).T.reshape(-1)
+        phase = (root + _bit_reverse(order, log2_nodes)) / nodes
+        forward = []
+        for level in range(1, log2_radix + 1):
+            for even in range(1 if level == 1 else 1 << (level - 2)):
+                forward.append((phase + _bit_reverse(np.array(2 * even), level - 1)) / (1 << level))
+        inverse = [phase * m / radix for m in range(radix)]
+        parts += [_pairs(np.stack(forward)), _pairs(np.stack(inverse))]
+        log2_nodes += log2_radix
+    return np.concatenate(parts)
+
+
+def _bit_reverse(values: npt.NDArray[np.int64], bits: int) -> npt.NDArray[np.int64]:
+    reversed_values = np.zeros_like(values)
+    for bit in range(bits):
+        reversed_values |= ((values >> bit) & 1) << (bits - 1 - bit)
+    return reversed_values
+
+
+def _pairs(turns: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """Return e(turns), shape (twiddles, nodes), as flat float32 [twiddles / 2][nodes][2][re, im]."""
+    count, nodes = turns.shape
+    roots = np.exp(2j * np.pi * turns).reshape(count // 2, 2, nodes).transpose(0, 2, 1)
+    return np.ascontiguousarray(roots.astype(np.complex64)).view(np.float32).reshape(-1)

@@ -1,0 +1,279 @@
+// y = out_gate * (conv(in_gate * u, k) + skip * in_gate * u): one transform of M complex points a row, or a pair of rows.
+//
+// A block holds one row or several; every input byte is read once and every output byte written once. The filter comes as
+// its spectrum, made by fftconv_filter with the same layout. Grid: x walks the batch, y and z the channels, so that
+// neighbouring blocks share a channel's spectrum through L2.
+#include "block_fft.cuh"
+#include "io.cuh"
+#include "ptx.cuh"
+
+extern __shared__ float4 s_dynamic[];
+
+namespace fftconv {
+
+// What a call may have beside u and k: nothing; both gates; or any of the gates and the skip term, looked at when the kernel
+// runs (each the same for all threads). The first two are kernels of their own because they are timed most: what is
+// certain to be there, or not, leaves the compiler free to load early.
+enum class Extras { kNone, kGates, kAny };
+
+// Config: Layout, io_t, kQuarters, kRows and the flags; this adds what follows from them. Shared memory is, in this order,
+// an exchange buffer a row, the prefetched row or rows of u, the norms of paired rows by warp, and the prefetch's barrier.
+template <class Config>
+struct FwdTraits : Config {
+  using Layout = typename Config::Layout;
+  using io_t = typename Config::io_t;
+  using Fft = BlockFft<Layout, Config::kQuarters>;
+  static constexpr int kThreads = Config::kRows * Layout::kThreads;
+  static constexpr bool kIsPaired = Config::kQuarters == 0;  // the cyclic ring takes two rows as one complex sequence
+
+  static constexpr int kPrefetchOffset = Config::kRows * Layout::kRowSlots * static_cast<int>(sizeof(complex_t));
+  static constexpr int kRowBytes = Layout::kPoints * static_cast<int>(sizeof(io_t));
+  static constexpr int kNormOffset = kPrefetchOffset + (Config::kHasPrefetch ? (kIsPaired ? 2 : 1) * kRowBytes : 0);
+  static constexpr int kBarrierOffset = kNormOffset + (kIsPaired && Layout::kThreads > 32 ? Layout::kThreads / 32 * 8 : 0);
+  static constexpr int kSharedBytes = kBarrierOffset + (Config::kHasPrefetch ? 16 : 0);
+
+  static_assert(!kIsPaired || Config::kIsComplex, "paired rows are the two parts of a complex sequence");
+  static_assert(!Config::kHasPrefetch || (Config::kRows == 1 && Layout::kThreads > 32 && !Config::kHasTail),
+                "only whole rows are prefetched, one job a block, whose first exchange is a barrier of the block");
+  static_assert(!Config::kHasPrefetch || kIsPaired || !Config::kIsComplex, "a whole linear row has no imaginary part");
+  static_assert(Layout::kThreads <= 32 || Config::kRows == 1, "rows that share a block barrier must agree on every branch");
+};
+
+// The row of an array at (batch, channel).
+template <class io_t>
+FFTCONV_DEVICE io_t* row_of(void* g_array, Strides strides, int batch, int channel) {
+  return static_cast<io_t*>(g_array) + batch * strides.batch + channel * strides.channel;
+}
+template <class io_t>
+FFTCONV_DEVICE const io_t* row_of(const void* g_array, Strides strides, int batch, int channel) {
+  return static_cast<const io_t*>(g_array) + batch * strides.batch + channel * strides.channel;
+}
+
+// One part of the transform, from and to row (batch, channel), from point `first` of the row on. A prefetched row of u is
+// read from its copy `s_u`.
+template <class Traits, Part kPart>
+FFTCONV_DEVICE void load_row(const FwdParams& p, complex_t* x, int batch, int channel, int first, int thread,
+                             const typename Traits::io_t* s_u) {
+  using io_t = typename Traits::io_t;
+  constexpr Memory kMemory = Traits::kHasPrefetch ? Memory::kShared : Memory::kGlobal;
+  const io_t* u = Traits::kHasPrefetch ? s_u : row_of<io_t>(p.u, p.u_strides, batch, channel) + first;
+  if (Traits::kExtras == Extras::kGates || (Traits::kExtras == Extras::kAny && p.in_gate != nullptr)) {
+    const io_t* g_gate = row_of<io_t>(p.in_gate, p.in_gate_strides, batch, channel) + first;
+    load_gated<Traits, kPart, kMemory>(x, u, g_gate, p.in_len - first, thread);
+  } else {
+    load_part<Traits, kPart, kMemory>(x, u, p.in_len - first, thread);
+  }
+}
+template <class Traits, Part kPart>
+FFTCONV_DEVICE void store_row(const FwdParams& p, complex_t* x, int batch, int channel, int first, int thread) {
+  using io_t = typename Traits::io_t;
+  io_t* g_y = row_of<io_t>(p.y, p.y_strides, batch, channel) + first;
+  if (Traits::kExtras == Extras::kGates || (Traits::kExtras == Extras::kAny && p.out_gate != nullptr)) {
+    const io_t* g_gate = row_of<io_t>(p.out_gate, p.out_gate_strides, batch, channel) + first;
+    store_gated<Traits, kPart>(x, g_y, g_gate, p.out_len - first, thread);
+  } else {
+    store_part<Traits, kPart>(x, g_y, p.out_len - first, thread);
+  }
+}
+
+// Forward, times the filter's spectrum, inverse: the circular or negacyclic convolution of the sequence held in x.
+template <class Traits, class Hook>
+FFTCONV_DEVICE void convolve(const FwdParams& p, complex_t* x, complex_t* s_row, int channel, int thread, Hook after_exchange) {
+  using Layout = typename Traits::Layout;
+  Traits::Fft::template forward<!Traits::kIsComplex>(x, s_row, thread, p.twiddles, after_exchange);
+  float skip = 0.f;  // a tap at lag 0 adds a constant to the spectrum
+  if (Traits::kExtras == Extras::kAny && p.skip != nullptr) {
+    using io_t = typename Traits::io_t;
+    skip = p.skip_scale * (p.skip_is_float ? static_cast<const float*>(p.skip)[channel]
+                                           : Storage<io_t>::widen(static_cast<const io_t*>(p.skip)[channel]));
+  }
+  const float4* g_spectrum = p.spectrum + channel * p.spectrum_stride + thread;
+  static_for<Layout::kEpt / 2>([&](auto i) {
+    const float4 v = __ldg(g_spectrum + i.value * Layout::kThreads);
+    x[2 * i.value] = multiply(x[2 * i.value], {v.x + skip, v.y});
+    x[2 * i.value + 1] = multiply(x[2 * i.value + 1], {v.z + skip, v.w});
+  });
+  Traits::Fft::template inverse<!Traits::kIsComplex>(x, s_row, thread, p.twiddles);
+}
+
+// The power of two nearest to 1 / sqrt(norm2), and its inverse.
+FFTCONV_DEVICE float2 balancing_scale(float norm2) {
+  const int exponent = static_cast<int>(__float_as_uint(norm2) >> 23) - 127;
+  const int half = (exponent + 1) >> 1;
+  return make_float2(__uint_as_float((127 - half) << 23), __uint_as_float((127 + half) << 23));
+}
+
+// Squared norms of the two parts over the threads of a row.
+template <class Traits>
+FFTCONV_DEVICE float2 squared_norms(const complex_t* x, float2* s_norms, int thread) {
+  constexpr int kRowThreads = Traits::Layout::kThreads, kLanes = kRowThreads < 32 ? kRowThreads : 32;
+  float2 sum = make_float2(0.f, 0.f);
+  static_for<Traits::Layout::kEpt>([&](auto slot) {
+    const complex_t v = x[slot.value];
+    sum = make_float2(fmaf(v.re, v.re, sum.x), fmaf(v.im, v.im, sum.y));
+  });
+#pragma unroll
+  for (int lane = kLanes / 2; lane > 0; lane /= 2) {
+    sum.x += __shfl_xor_sync(0xffffffffu, sum.x, lane);
+    sum.y += __shfl_xor_sync(0xffffffffu, sum.y, lane);
+  }
+  if constexpr (kRowThreads > 32) {
+    if (thread % 32 == 0) s_norms[thread / 32] = sum;
+    __syncthreads();
+    sum = make_float2(0.f, 0.f);
+#pragma unroll
+    for (int warp = 0; warp < kRowThreads / 32; warp++) {
+      sum.x += s_norms[warp].x;
+      sum.y += s_norms[warp].y;
+    }
+  }
+  return sum;
+}
+
+// Rows 2 pair and 2 pair + 1 as real and imaginary part. The filter is real, so the rows stay apart up to rounding; each is
+// scaled to norm 1 so that neither drowns the other. Where a norm is zero, not finite or out of range the rows of the pair
+// (and of all pairs of the warp or block, whose threads must branch together) are convolved one by one.
+template <class Traits, class Hook>
+FFTCONV_DEVICE void convolve_pair(const FwdParams& p, complex_t* s_row, float2* s_norms, const typename Traits::io_t* s_u,
+                                  int pair, int channel, int thread, bool is_active, Hook after_last_load) {
+  constexpr float kLargest = 1.2676506e30f;  // 2^100: squares and scales stay clear of overflow and underflow
+  const int first = 2 * pair, second = first + 1;
+  const bool has_second = second < p.batch;
+  bool is_split = false;
+  for (int part = 0; part < 2; part++) {
+    complex_t x[Traits::Layout::kEpt];
+    const bool is_second = is_split && part == 1 && has_second, is_pair = has_second && !is_split;
+    const int batch = is_second ? second : first;
+    load_row<Traits, Part::kReal>(p, x, batch, channel, 0, thread, s_u + (is_second ? Traits::Layout::kPoints : 0));
+    if (is_pair) {
+      load_row<Traits, Part::kImag>(p, x, second, channel, 0, thread, s_u + Traits::Layout::kPoints);
+    } else {
+      static_for<Traits::Layout::kEpt>([&](auto slot) { x[slot.value].im = 0.f; });
+    }
+    float2 real_scale = make_float2(1.f, 1.f), imag_scale = real_scale;
+    if (!is_split) {
+      const float2 norm = squared_norms<Traits>(x, s_norms, thread);
+      const float low = fminf(norm.x, norm.y), high = fmaxf(norm.x, norm.y);
+      const bool is_safe = low > 1.f / kLargest && high < kLargest && norm.x == norm.x && norm.y == norm.y;
+      const bool must_split = is_pair && !is_safe;
+      is_split = Traits::Layout::kThreads <= 32 ? __any_sync(0xffffffffu, must_split) : must_split;
+      if (is_split) {
+        part = -1;
+        continue;
+      }
+      if (is_pair) {
+        real_scale = balancing_scale(norm.x);
+        imag_scale = balancing_scale(norm.y);
+      }
+    }
+    static_for<Traits::Layout::kEpt>([&](auto slot) {
+      x[slot.value] = {x[slot.value].re * real_scale.x, x[slot.value].im * imag_scale.x};
+    });
+    convolve<Traits>(p, x, s_row, channel, thread, [&] {
+      if (!is_split || part == 1) after_last_load();
+    });
+    static_for<Traits::Layout::kEpt>([&](auto slot) {
+      x[slot.value] = {x[slot.value].re * real_scale.y, x[slot.value].im * imag_scale.y};
+    });
+    if (is_active && (part == 0 || has_second)) store_row<Traits, Part::kReal>(p, x, batch, channel, 0, thread);
+    if (is_active && is_pair) store_row<Traits, Part::kImag>(p, x, second, channel, 0, thread);
+    if (!is_split) break;
+  }
+}
+
+// One row: points from M on, where there are any, are the imaginary part (z^M = i).
+template <class Traits, class Hook>
+FFTCONV_DEVICE void convolve_row(const FwdParams& p, complex_t* s_row, const typename Traits::io_t* s_u, int batch, int channel,
+                                 int thread, bool is_active, Hook after_load) {
+  constexpr int kPoints = Traits::Layout::kPoints;
+  complex_t x[Traits::Layout::kEpt];
+  load_row<Traits, Part::kReal>(p, x, batch, channel, 0, thread, s_u);
+  if constexpr (Traits::kIsComplex) load_row<Traits, Part::kImag>(p, x, batch, channel, kPoints, thread, s_u);
+  convolve<Traits>(p, x, s_row, channel, thread, after_load);
+  if (is_active) {
+    store_row<Traits, Part::kReal>(p, x, batch, channel, 0, thread);
+    if constexpr (Traits::kIsComplex) store_row<Traits, Part::kImag>(p, x, batch, channel, kPoints, thread);
+  }
+}
+
+// Jobs (rows, or pairs of rows) first .. end - 1 of a channel, `batch_slots` at a time, of which this thread has number
+// `batch_slot`. Slots without a job of their own repeat the last one, for they take part in barriers, and store nothing.
+// With kHasPrefetch the u of the next job is copied to shared memory while one is transformed.
+template <class Traits>
+FFTCONV_DEVICE void convolve_jobs(const FwdParams& p, char* s_base, int first, int end, int batch_slots, int batch_slot, int row,
+                                  int channel, bool has_channel, int thread) {
+  using io_t = typename Traits::io_t;
+  complex_t* s_row = reinterpret_cast<complex_t*>(s_base) + row * Traits::Layout::kRowSlots;
+  io_t* s_u = reinterpret_cast<io_t*>(s_base + Traits::kPrefetchOffset);
+  float2* s_norms = reinterpret_cast<float2*>(s_base + Traits::kNormOffset);
+  unsigned long long* s_barrier = reinterpret_cast<unsigned long long*>(s_base + Traits::kBarrierOffset);
+
+  const auto fetch = [&](int job) {
+    if constexpr (Traits::kHasPrefetch) {
+      if (thread != 0 || job >= end) return;
+      const int batch = Traits::kIsPaired ? 2 * job : job;
+      const int rows = Traits::kIsPaired && batch + 1 < p.batch ? 2 : 1;
+      mbarrier_expect(s_barrier, rows * Traits::kRowBytes);
+      for (int i = 0; i < rows; i++) {
+        const io_t* g_u = row_of<io_t>(p.u, p.u_strides, batch + i, channel);
+        bulk_copy(s_u + i * Traits::Layout::kPoints, g_u, Traits::kRowBytes, s_barrier);
+      }
+    }
+  };
+  if constexpr (Traits::kHasPrefetch) {
+    if (thread == 0) mbarrier_init(s_barrier);
+    __syncthreads();
+    fetch(first);
+  }
+  int parity = 0;
+  for (int base = first; base < end; base += batch_slots) {
+    const bool is_active = has_channel && batch_slot < end - base;
+    const int job = batch_slot < end - base ? base + batch_slot : end - 1;
+    const auto fetch_next = [&] { fetch(base + 1); };
+    if constexpr (Traits::kHasPrefetch) mbarrier_wait(s_barrier, parity);
+    parity ^= 1;
+    if constexpr (Traits::kIsPaired) {
+      convolve_pair<Traits>(p, s_row, s_norms, s_u, job, channel, thread, is_active, fetch_next);
+    } else {
+      convolve_row<Traits>(p, s_row, s_u, job, channel, thread, is_active, fetch_next);
+    }
+  }
+}
+
+// A block's rows are 2^log2_batch_slots batch slots of each of the remaining number of channels.
+template <class Traits>
+FFTCONV_DEVICE void forward(const FwdParams& p, char* s_base) {
+  const int thread = threadIdx.x % Traits::Layout::kThreads, row = threadIdx.x / Traits::Layout::kThreads;
+  const int batch_slots = 1 << p.log2_batch_slots;
+  const long long group = blockIdx.y + static_cast<long long>(blockIdx.z) * gridDim.y;
+  const long long first_channel = group * (Traits::kRows >> p.log2_batch_slots);
+  if (first_channel >= p.channels) return;
+  const long long own_channel = first_channel + (row >> p.log2_batch_slots);
+  const bool has_channel = own_channel < p.channels;
+  const int channel = has_channel ? static_cast<int>(own_channel) : p.channels - 1;
+
+  const int jobs = Traits::kIsPaired ? p.batch / 2 + p.batch % 2 : p.batch;
+  const long long first_job = static_cast<long long>(blockIdx.x) * p.iterations * batch_slots;
+  const long long end_job = first_job + static_cast<long long>(p.iterations) * batch_slots;
+  convolve_jobs<Traits>(p, s_base, static_cast<int>(first_job), static_cast<int>(end_job < jobs ? end_job : jobs), batch_slots,
+                        row & (batch_slots - 1), row, channel, has_channel, thread);
+}
+
+}  // namespace fftconv
+
+struct Config {
+  using Layout = fftconv::Layout<FFTCONV_IS_VECTOR, FFTCONV_LOG2_POINTS, FFTCONV_LOG2_EPT, FFTCONV_LOG2_RADICES>;
+  using io_t = FFTCONV_IO_T;
+  static constexpr int kQuarters = FFTCONV_QUARTERS, kRows = FFTCONV_ROWS;
+  static constexpr bool kIsComplex = FFTCONV_IS_COMPLEX, kHasTail = FFTCONV_HAS_TAIL;
+  static constexpr bool kHasPrefetch = FFTCONV_HAS_PREFETCH;
+  static constexpr fftconv::Extras kExtras = static_cast<fftconv::Extras>(FFTCONV_EXTRAS);
+};
+using Traits = fftconv::FwdTraits<Config>;
+static_assert(Traits::kSharedBytes == FFTCONV_SHARED_BYTES, "plan.py and fftconv_fwd.cu disagree on shared memory");
+static_assert(sizeof(fftconv::FwdParams) == FFTCONV_PARAMS_BYTES, "launch.py and params.cuh disagree");
+
+extern "C" __global__ void __launch_bounds__(Traits::kThreads, FFTCONV_MIN_BLOCKS)
+    fftconv_fwd(const __grid_constant__ fftconv::FwdParams p) {
+  fftconv::forward<Traits>(p, reinterpret_cast<char*>(s_dynamic));
+}

@@ -1,0 +1,77 @@
+// Small vocabulary shared by every kernel: compile-time loops, the complex type, conversion of storage types.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#define FFTCONV_DEVICE __device__ __forceinline__
+
+namespace fftconv {
+
+template <int kValue>
+struct Int {
+  static constexpr int value = kValue;
+  FFTCONV_DEVICE constexpr operator int() const { return kValue; }
+};
+
+template <int kBegin, int kEnd, class Body>
+FFTCONV_DEVICE void static_range(Body&& body) {
+  if constexpr (kEnd - kBegin == 1) {
+    body(Int<kBegin>{});
+  } else if constexpr (kEnd - kBegin > 1) {  // halves keep the template depth logarithmic
+    static_range<kBegin, (kBegin + kEnd) / 2>(body);
+    static_range<(kBegin + kEnd) / 2, kEnd>(body);
+  }
+}
+
+// Calls body(Int<0>{}) ... body(Int<kCount - 1>{}): the index is a constant, so register arrays stay in registers.
+template <int kCount, class Body>
+FFTCONV_DEVICE void static_for(Body&& body) {
+  static_range<0, kCount>(body);
+}
+
+struct complex_t {
+  float re, im;
+};
+
+// a * b
+FFTCONV_DEVICE complex_t multiply(complex_t a, complex_t b) {
+  return {fmaf(a.re, b.re, -a.im * b.im), fmaf(a.re, b.im, a.im * b.re)};
+}
+
+// a * conj(b)
+FFTCONV_DEVICE complex_t multiply_conj(complex_t a, complex_t b) {
+  return {fmaf(a.re, b.re, a.im * b.im), fmaf(a.im, b.re, -a.re * b.im)};
+}
+
+// Storage type <-> float32, one value or two neighbours. All arithmetic is float32; only loads and stores convert.
+template <class io_t>
+struct Storage;
+
+template <>
+struct Storage<float> {
+  using pair_t = float2;
+  FFTCONV_DEVICE static float widen(float v) { return v; }
+  FFTCONV_DEVICE static float2 widen2(float2 v) { return v; }
+  FFTCONV_DEVICE static float narrow(float v) { return v; }
+  FFTCONV_DEVICE static float2 narrow2(float a, float b) { return make_float2(a, b); }
+};
+
+template <>
+struct Storage<__half> {
+  using pair_t = __half2;
+  FFTCONV_DEVICE static float widen(__half v) { return __half2float(v); }
+  FFTCONV_DEVICE static float2 widen2(__half2 v) { return __half22float2(v); }
+  FFTCONV_DEVICE static __half narrow(float v) { return __float2half_rn(v); }
+  FFTCONV_DEVICE static __half2 narrow2(float a, float b) { return __floats2half2_rn(a, b); }
+};
+
+template <>
+struct Storage<__nv_bfloat16> {
+  using pair_t = __nv_bfloat162;
+  FFTCONV_DEVICE static float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
+  FFTCONV_DEVICE static float2 widen2(__nv_bfloat162 v) { return __bfloat1622float2(v); }
+  FFTCONV_DEVICE static __nv_bfloat16 narrow(float v) { return __float2bfloat16_rn(v); }
+  FFTCONV_DEVICE static __nv_bfloat162 narrow2(float a, float b) { return __floats2bfloat162_rn(a, b); }
+};
+
+}  // namespace fftconv
