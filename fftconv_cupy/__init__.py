@@ -1,0 +1,30 @@
+"""Long FFT convolutions on any DLPack array, on GPUs with kernels compiled at run time and on the CPU with NumPy."""
+
+from fftconv_cupy._version import __version__
+from fftconv_cupy.api import fftconv, plan, prepare_filter, warmup
+from fftconv_cupy.errors import (
+    CompileError,
+    FFTConvError,
+    InvalidArgumentError,
+    InvalidTypeError,
+    MissingDependencyError,
+    UnsupportedDeviceError,
+    UnsupportedProblemError,
+)
+from fftconv_cupy.filters import FilterSpectrum
+
+__all__ = [
+    "CompileError",
+    "FFTConvError",
+    "FilterSpectrum",
+    "InvalidArgumentError",
+    "InvalidTypeError",
+    "MissingDependencyError",
+    "UnsupportedDeviceError",
+    "UnsupportedProblemError",
+    "__version__",
+    "fftconv",
+    "plan",
+    "prepare_filter",
+    "warmup",
+]

@@ -1,0 +1,313 @@
+"""The public functions: read the arrays, check everything, then compute on the arrays' own device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fftconv_cupy import arrays, execute
+from fftconv_cupy.archs import ArchLimits, arch_limits
+from fftconv_cupy.arrays import view
+from fftconv_cupy.blocks import ITEM_BYTES
+from fftconv_cupy.checks import Arguments, Call, check_out_memory, filter_problem, resolve
+from fftconv_cupy.errors import MissingDependencyError, UnsupportedDeviceError, message
+from fftconv_cupy.filters import FilterSpectrum
+from fftconv_cupy.plan import Plan, make_plan
+from fftconv_cupy.problem import check_int, make_problem
+
+_REMEMBERED_CALLS = 4096
+_calls: dict[tuple[object, ...], Call] = {}
+
+
+def fftconv(
+    u: Any,
+    k: Any,
+    *,
+    mode: str = "causal",
+    fft_size: int | None = None,
+    in_gate: Any = None,
+    out_gate: Any = None,
+    skip: Any = None,
+    out: Any = None,
+    stream: Any = None,
+) -> Any:
+    """Convolve the rows of `u` with the filter `k`: ``out_gate * (conv(in_gate * u, k) + skip * (in_gate * u))``.
+
+    Arrays may come from torch, JAX, CuPy or NumPy, or be anything with ``__dlpack__`` or ``__cuda_array_interface__``;
+    all of one call come from one framework and lie on one device. On a GPU nothing is copied and nothing waits: the
+    kernels are put on the stream and the call returns. On the CPU, NumPy computes the same in float64.
+
+    Any strides along batch and channel are used as they are, but an input whose last axis does not have unit stride is
+    copied once on a GPU, as is a `skip` with gaps. Arithmetic is float32 on a GPU, and only the result is rounded to
+    the dtype of `u`. A value that is not finite may make its own row not finite, and no other.
+
+    Args:
+        u: (B, H, L), (H, L) or (L,): batch, channels, points; float16, bfloat16 or float32 (float64 too on the CPU).
+            B may be 0; H and L may not.
+        k: the filter, (H, K), or (K,) for all channels (for u of shape (L,) it is (K,)), of any of these dtypes
+            whatever that of `u`. Or the result of `prepare_filter`.
+        mode: with ``full[i] = sum_j u[i - j] k[j]``, i = 0 .. L+K-2, the output of a row is
+
+            - ``"causal"``: its first L points; taps from L on do not matter;
+            - ``"full"``: all L + K - 1 points;
+            - ``"same"``: the L points from (K - 1) // 2 on;
+            - ``"circular"``: the first L points of the circular convolution of size N = `fft_size` (default L, of any
+              value) of the row, padded with zeros to N; `k` is folded modulo N.
+        fft_size: real points of the transform, a power of two from 2 to what the GPU holds. In the linear modes the
+            default is the smallest that keeps the outputs free of wrapped terms, and a larger one changes nothing.
+        in_gate: shape and dtype of `u`.
+        out_gate: shape of the output, dtype of `u`.
+        skip: (H,), float32 or of the dtype of `u`, added at the index of the input (t < L); (1,) for u of shape (L,).
+        out: array for the result, with its shape, dtype, framework and device: writeable, of unit stride along the last
+            axis, sharing no memory with an input. Not for JAX, whose arrays cannot be written to.
+        stream: CUDA stream on the arrays' device to compute on: an int handle, or an object with ``.ptr`` or
+            ``.cuda_stream``. Default: the current stream of the framework (of CuPy for JAX arrays, ordered after what
+            JAX still computes). Not for arrays on the CPU.
+
+    Returns:
+        The output, of the shape of `u`, but L + K - 1 points in mode "full": `out` where it was given, else a new
+        contiguous array of the framework, device and dtype of `u`. For other frameworks than the four named it is a
+        CuPy array on a GPU and a NumPy array on the CPU.
+
+    Raises:
+        InvalidTypeError: an argument is not an array, has a dtype that is not allowed, or comes from another framework
+            or device than `u`; a torch tensor requires grad in grad mode; a JAX tracer.
+        InvalidArgumentError: a shape, mode, `fft_size`, `out` or prepared filter that does not go with the rest. Its
+            subclass UnsupportedProblemError: the transform does not fit the GPU.
+        MissingDependencyError: the arrays are on a GPU and CuPy or NVRTC is not installed.
+        UnsupportedDeviceError: the GPU is older than compute capability 7.5.
+        CompileError: a kernel could not be compiled.
+
+    Example:
+        >>> import numpy as np
+        >>> fftconv(np.ones((1, 4), np.float32), np.array([1, 2, 3], np.float32))
+        array([[1., 3., 6., 6.]], dtype=float32)
+    """
+    handle = None if stream is None else arrays.stream_handle(stream)
+    arguments = Arguments(
+        view(u, "u", handle),
+        k if type(k) is FilterSpectrum else view(k, "k", handle),
+        None if in_gate is None else view(in_gate, "in_gate", handle),
+        None if out_gate is None else view(out_gate, "out_gate", handle),
+        None if skip is None else view(skip, "skip", handle),
+        None if out is None else view(out, "out", handle),
+    )
+    call = _resolved(arguments, mode, fft_size)
+    device = arguments.u.device
+    if arguments.out is not None:
+        check_out_memory(call, arguments, arguments.out)
+    if stream is not None:
+        arrays.check_stream_device(stream, device)
+    if device < 0:
+        return execute.on_cpu(call, arguments, out)
+    if device == arrays.current_device():
+        return execute.on_gpu(call, arguments, out, handle)
+    with arrays.use_device(device):
+        return execute.on_gpu(call, arguments, out, handle)
+
+
+def prepare_filter(
+    k: Any, *, seqlen: int, mode: str = "causal", fft_size: int | None = None, stream: Any = None
+) -> FilterSpectrum:
+    """Transform a filter once, for any number of calls of `fftconv` that take the result in place of `k`.
+
+    The result serves any batch size, gates, skip and dtype of the input, and any framework, but only rows of `seqlen`
+    points, this `mode`, this `fft_size`, the channels of `k` and its device: with anything else `fftconv` raises. On a
+    GPU it is filled on the stream like any output; to use it on another stream, order that one after it.
+
+    Args:
+        k: the filter, (H, K), or (K,) for all channels, as for `fftconv`.
+        seqlen: L, points of the rows that it will convolve.
+        mode: as for `fftconv`.
+        fft_size: as for `fftconv`, which is then called with the same.
+        stream: as for `fftconv`.
+
+    Returns:
+        The spectrum, 8 bytes a complex point and channel on a GPU. It cannot be changed.
+
+    Raises:
+        InvalidTypeError, InvalidArgumentError, UnsupportedProblemError, MissingDependencyError,
+        UnsupportedDeviceError, CompileError: as for `fftconv`.
+
+    Example:
+        >>> import numpy as np
+        >>> k = prepare_filter(np.array([1, 2, 3], np.float32), seqlen=4)
+        >>> fftconv(np.ones((1, 4), np.float32), k)
+        array([[1., 3., 6., 6.]], dtype=float32)
+    """
+    handle = None if stream is None else arrays.stream_handle(stream)
+    taps = view(k, "k", handle)
+    problem = filter_problem(taps, seqlen, mode, fft_size)
+    if stream is not None:
+        arrays.check_stream_device(stream, taps.device)
+    if taps.device < 0:
+        return execute.prepare_on_cpu(problem, taps)
+    with arrays.use_device(taps.device):
+        return execute.prepare_on_gpu(problem, taps, handle)
+
+
+def plan(
+    batch: int,
+    channels: int,
+    seqlen: int,
+    filter_len: int,
+    *,
+    mode: str = "causal",
+    dtype: str = "float16",
+    filter_dtype: str = "float32",
+    fft_size: int | None = None,
+    in_gate: bool = False,
+    out_gate: bool = False,
+    skip: bool = False,
+    shared_filter: bool = False,
+    prepared: bool = False,
+    arch: str | None = None,
+) -> Plan:
+    """Return how a GPU would compute a call with contiguous arrays; ``print`` it to read it.
+
+    It tells the sizes, the passes, threads, shared memory, grid, launches and workspace, and why they are so.
+
+    Args:
+        batch: B >= 1.
+        channels: H.
+        seqlen: L.
+        filter_len: K.
+        mode: as for `fftconv`.
+        dtype: of the input: "float16", "bfloat16" or "float32".
+        filter_dtype: of the filter, likewise.
+        fft_size: as for `fftconv`.
+        in_gate: with an input gate.
+        out_gate: with an output gate.
+        skip: with a skip term.
+        shared_filter: one filter row for all channels.
+        prepared: the filter comes from `prepare_filter`.
+        arch: an architecture such as "sm_90", which needs no GPU; None means the current GPU.
+
+    Raises:
+        InvalidTypeError, InvalidArgumentError: a number, mode or dtype that is not allowed.
+        UnsupportedProblemError: the transform does not fit a block of this architecture.
+        UnsupportedDeviceError: `arch` is not known, or it is None and there is no GPU.
+
+    Example:
+        >>> plan(8, 768, 1000, 1000, arch="sm_90").config.points
+        1024
+    """
+    problem = make_problem(
+        mode,
+        batch=check_int(batch, "batch", minimum=1),
+        channels=channels,
+        seqlen=seqlen,
+        filter_len=filter_len,
+        dtype=dtype,
+        filter_dtype=filter_dtype,
+        fft_size=fft_size,
+        shared_filter=shared_filter,
+        in_gate=in_gate,
+        out_gate=out_gate,
+        skip=skip,
+    )
+    limits = _current_limits("arch") if arch is None else arch_limits(arch)
+    # The rows of contiguous arrays are aligned as far as their lengths are even.
+    bits = (problem.seqlen | problem.out_len) * ITEM_BYTES[dtype]
+    is_vector, is_bulk = bits % (2 * ITEM_BYTES[dtype]) == 0, bits % 16 == 0
+    return make_plan(problem, limits, is_vector=is_vector, is_bulk=is_bulk, is_prepared=prepared)
+
+
+def warmup(
+    batch: int,
+    channels: int,
+    seqlen: int,
+    filter_len: int,
+    *,
+    mode: str = "causal",
+    dtype: str = "float16",
+    filter_dtype: str = "float32",
+    fft_size: int | None = None,
+    in_gate: bool = False,
+    out_gate: bool = False,
+    skip: bool = False,
+    shared_filter: bool = False,
+    archs: Sequence[str] | None = None,
+) -> list[str]:
+    """Compile the kernels of a call ahead of it, for arrays of any alignment.
+
+    After it, a call of this shape compiles and loads nothing, and may be captured in a CUDA graph.
+
+    Args:
+        batch: B >= 1.
+        channels: H.
+        seqlen: L.
+        filter_len: K.
+        mode: as for `fftconv`.
+        dtype: of the input: "float16", "bfloat16" or "float32".
+        filter_dtype: of the filter, likewise.
+        fft_size: as for `fftconv`.
+        in_gate: with an input gate.
+        out_gate: with an output gate.
+        skip: with a skip term.
+        shared_filter: one filter row for all channels.
+        archs: architectures such as "sm_90" to compile for into the cache on disk, which needs no GPU; None means to
+            compile for the current GPU and load there.
+
+    Returns:
+        A line for each kernel.
+
+    Raises:
+        InvalidTypeError, InvalidArgumentError: a number, mode or dtype that is not allowed.
+        UnsupportedProblemError: the transform does not fit a block of an architecture.
+        UnsupportedDeviceError: an architecture is not known, or `archs` is None and there is no GPU.
+        MissingDependencyError: CuPy or NVRTC is not installed.
+        CompileError: a kernel could not be compiled.
+    """
+    problem = make_problem(
+        mode,
+        batch=check_int(batch, "batch", minimum=1),
+        channels=channels,
+        seqlen=seqlen,
+        filter_len=filter_len,
+        dtype=dtype,
+        filter_dtype=filter_dtype,
+        fft_size=fft_size,
+        shared_filter=shared_filter,
+        in_gate=in_gate,
+        out_gate=out_gate,
+        skip=skip,
+    )
+    if archs is None:
+        _current_limits("archs")
+    names = None if archs is None else [archs] if isinstance(archs, str) else list(archs)
+    lines: list[str] = execute.gpu_launcher().warm(problem, names)
+    return lines
+
+
+def _resolved(arguments: Arguments, mode: str, fft_size: int | None) -> Call:
+    """Return the checked call; one look-up where a call of the same signature has been checked before."""
+    key = arguments.signature(mode, fft_size)
+    try:
+        call = _calls.get(key)
+    except TypeError:  # a mode or size that cannot be hashed: resolve refuses it in words
+        call = None
+    if call is None:
+        call = resolve(arguments, mode, fft_size)
+        if len(_calls) >= _REMEMBERED_CALLS:
+            _calls.clear()
+        _calls[key] = call
+    return call
+
+
+def _current_limits(name: str) -> ArchLimits:
+    """Return the limits of the current GPU; `name` is the argument that would do without one."""
+    try:
+        device = arrays.current_device()
+    except (MissingDependencyError, RuntimeError) as error:
+        example = "'sm_90'" if name == "arch" else "['sm_90']"
+        raise UnsupportedDeviceError(
+            message(
+                f"{name}=None, the current GPU",
+                got=f"no usable GPU ({str(error).splitlines()[0]})",
+                allowed=f"a GPU with CuPy, or {name}={example} and the like",
+                do=f"Pass {name}={example}.",
+            )
+        ) from error
+    limits: ArchLimits = execute.gpu_launcher().device_limits(device)
+    return limits

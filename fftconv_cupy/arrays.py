@@ -1,0 +1,266 @@
+"""The one boundary to the array frameworks: arrays in (`readers`), and outputs, workspace, streams and copies here.
+
+No other module knows that frameworks exist. Memory on a GPU is always taken from the pool of the framework that gets
+it, on the stream that it is used on, so the framework's own rules of reuse hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import sys
+import threading
+from typing import Any, cast
+
+import numpy as np
+
+from fftconv_cupy.dependencies import import_cupy
+from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, message
+from fftconv_cupy.readers import BFLOAT16, NUMPY_DTYPES, ArrayView, cupy_stream, device_name, view
+
+__all__ = [
+    "ArrayView",
+    "check_stream_device",
+    "contiguous_strides",
+    "current_device",
+    "current_stream",
+    "device_name",
+    "empty",
+    "hand_over",
+    "keep_alive",
+    "mark_written",
+    "stream_handle",
+    "to_numpy",
+    "unit_stride",
+    "upload",
+    "use_device",
+    "view",
+]
+
+_CONTIGUOUS: dict[tuple[int, ...], tuple[int, ...]] = {}
+_REMEMBERED_SHAPES = 4096
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides, in elements, of a C-contiguous array of `shape`."""
+    strides = _CONTIGUOUS.get(shape)
+    if strides is None:
+        if len(_CONTIGUOUS) >= _REMEMBERED_SHAPES:
+            _CONTIGUOUS.clear()
+        step, reversed_strides = 1, []
+        for size in reversed(shape):
+            reversed_strides.append(step)
+            step *= size
+        strides = _CONTIGUOUS[tuple(shape)] = tuple(reversed(reversed_strides))
+    return strides
+
+
+def empty(like: ArrayView, shape: tuple[int, ...], dtype: str, stream: int | None) -> tuple[Any, ArrayView]:
+    """Allocate a C-contiguous array where and as the framework of `like` does.
+
+    Args:
+        like: gives framework and device. JAX does not hand out memory to write to: its outputs are CuPy arrays (NumPy
+            on the CPU) until `hand_over`.
+        shape: of the new array.
+        dtype: one of "float16", "bfloat16", "float32", "float64".
+        stream: handle of the stream that the memory will be used on; None means the current one of the framework.
+            Of no meaning on the CPU.
+
+    Returns:
+        The array, and its view (the view's `dtype` is `dtype`).
+    """
+    strides = contiguous_strides(shape)
+    device = like.device
+    if like.framework == "torch":
+        torch = sys.modules["torch"]
+        owner = like.owner
+        # Half the time of torch.empty, but it keeps the strides of a transposed tensor.
+        is_alike = dtype == like.dtype and strides == like.strides and shape == like.shape
+        if device < 0 or stream is None or stream == torch._C._cuda_getCurrentRawStream(device):
+            tensor = torch.empty_like(owner) if is_alike else _torch_empty(torch, owner, shape, dtype)
+        else:
+            with _torch_stream(torch, device, stream):
+                tensor = _torch_empty(torch, owner, shape, dtype)
+        return tensor, ArrayView(tensor.data_ptr(), shape, strides, dtype, device, "torch", tensor)
+    if device < 0:
+        array = np.empty(shape, NUMPY_DTYPES[dtype])
+        return array, ArrayView(array.ctypes.data, shape, strides, dtype, -1, "numpy", array)
+    cupy = import_cupy()
+    if stream is None or stream == cupy.cuda.get_current_stream(device).ptr:
+        array = cupy.empty(shape, NUMPY_DTYPES[dtype])
+    else:
+        with cupy_stream(cupy, device, stream):
+            array = cupy.empty(shape, NUMPY_DTYPES[dtype])
+    return array, ArrayView(array.data.ptr, shape, strides, dtype, device, "cupy", array)
+
+
+def unit_stride(array: ArrayView, stream: int) -> ArrayView:
+    """Return a view of a C-contiguous copy of a GPU array, made on `stream`."""
+    device, owner = array.device, array.owner
+    if array.framework == "torch":
+        torch = sys.modules["torch"]
+        with _torch_stream(torch, device, stream):
+            # contiguous() returns the tensor itself where it takes it for contiguous already; clone() always copies.
+            copy = owner.detach().clone(memory_format=torch.contiguous_format)
+        return ArrayView(
+            copy.data_ptr(), array.shape, contiguous_strides(array.shape), array.dtype, device, "torch", copy
+        )
+    cupy = import_cupy()
+    with cupy_stream(cupy, device, stream):
+        # Bits are bits: CuPy need not know how to compute with bfloat16.
+        bits = owner.view(np.uint16) if owner.dtype == BFLOAT16 else owner
+        copy = bits.copy(order="C").view(owner.dtype)
+    return ArrayView(
+        copy.data.ptr, array.shape, contiguous_strides(array.shape), array.dtype, device, array.framework, copy
+    )
+
+
+def upload(table: np.ndarray[Any, Any], device: int) -> Any:
+    """Return a CuPy array with the content of `table` on a GPU, complete: any stream may read it at once."""
+    cupy = import_cupy()
+    with cupy.cuda.Device(device):
+        array = cupy.asarray(table)
+        cupy.cuda.get_current_stream(device).synchronize()
+    return array
+
+
+def current_stream(array: ArrayView) -> int:
+    """Return the handle of the current stream of the array's framework on the array's device (of CuPy for JAX)."""
+    if array.framework == "torch":
+        return cast(int, sys.modules["torch"]._C._cuda_getCurrentRawStream(array.device))
+    return cast(int, import_cupy().cuda.get_current_stream(array.device).ptr)
+
+
+def stream_handle(stream: Any) -> int:
+    """Return the handle of a CUDA stream given as an int, or as an object with ``.ptr`` or ``.cuda_stream``.
+
+    Raises:
+        InvalidTypeError: it is neither.
+        InvalidArgumentError: the handle is negative.
+    """
+    handle = stream
+    for attribute in ("ptr", "cuda_stream"):
+        if hasattr(stream, attribute):
+            handle = getattr(stream, attribute)
+            break
+    try:
+        if isinstance(handle, bool):
+            raise TypeError
+        number = operator.index(handle)
+    except TypeError:
+        got = f"{stream!r} of type {type(stream).__name__}"
+        raise InvalidTypeError(
+            message(
+                "stream",
+                got=got,
+                allowed="an int handle, or an object with .ptr or .cuda_stream",
+                do="Pass a stream of CuPy or torch, its handle, or None for the current stream.",
+            )
+        ) from None
+    if number < 0:
+        raise InvalidArgumentError(
+            message("stream", got=number, allowed="a handle >= 0", do="Pass the handle of a CUDA stream.")
+        )
+    return number
+
+
+def check_stream_device(stream: Any, device: int) -> None:
+    """Refuse a stream object for arrays on the CPU, or one that names another device than the arrays'.
+
+    Raises:
+        InvalidArgumentError: the arrays are on the CPU.
+        InvalidTypeError: the stream belongs to another GPU.
+    """
+    if device < 0:
+        raise InvalidArgumentError(
+            message("stream", got=f"{stream!r} for arrays on the CPU", allowed="None there", do="Leave stream out.")
+        )
+    # torch says device_index, CuPy device_id; CuPy's default streams, of every device, have -1.
+    owner = getattr(stream, "device_index", getattr(stream, "device_id", device))
+    if isinstance(owner, int) and owner >= 0 and owner != device:
+        raise InvalidTypeError(
+            message(
+                "stream",
+                got=f"a stream of {device_name(owner)}",
+                allowed=f"a stream of {device_name(device)}, where the arrays are",
+                do="Pass a stream of that device, or move the arrays.",
+            )
+        )
+
+
+def current_device() -> int:
+    """Return the CUDA ordinal of the calling thread's current device."""
+    return cast(int, import_cupy().cuda.runtime.getDevice())
+
+
+def use_device(device: int) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which `device` is the current CUDA device."""
+    return cast("contextlib.AbstractContextManager[Any]", import_cupy().cuda.Device(device))
+
+
+def to_numpy(array: ArrayView) -> np.ndarray[Any, Any]:
+    """Return a CPU array as the NumPy array that shares its memory."""
+    if array.framework == "torch":
+        tensor = array.owner.detach()
+        if array.dtype == "bfloat16":
+            return cast("np.ndarray[Any, Any]", tensor.view(sys.modules["torch"].int16).numpy().view(BFLOAT16))
+        return cast("np.ndarray[Any, Any]", tensor.numpy())
+    return np.asarray(array.owner)
+
+
+def mark_written(array: ArrayView) -> None:
+    """Tell torch that a tensor given as ``out`` has changed, so that autograd refuses a stale saved copy of it."""
+    if array.framework == "torch" and not array.owner.is_inference():
+        sys.modules["torch"].autograd.graph.increment_version(array.owner)
+
+
+def hand_over(result: Any, like: ArrayView, owners: tuple[Any, ...], stream: int) -> Any:
+    """Turn an output made by `empty` for a JAX array into a JAX array, without a copy on a GPU.
+
+    Args:
+        result: the CuPy array (NumPy on the CPU); the caller must not keep it.
+        like: the JAX input.
+        owners: everything that the kernels on `stream` still read, see `keep_alive`.
+        stream: handle of the stream that fills `result`.
+    """
+    jax = sys.modules["jax"]
+    if like.device < 0:
+        return jax.device_put(result, next(iter(like.owner.devices())))
+    keep_alive(owners, like.device, stream)
+    if result.size == 0:
+        gpu = next(gpu for gpu in jax.local_devices(backend="cuda") if gpu.local_hardware_id == like.device)
+        return jax.device_put(np.empty(result.shape, result.dtype), gpu)
+    # JAX takes the array over in the order of CuPy's current stream.
+    with cupy_stream(import_cupy(), like.device, stream):
+        return jax.dlpack.from_dlpack(result)
+
+
+_in_flight: list[tuple[Any, tuple[Any, ...]]] = []
+_in_flight_lock = threading.Lock()
+
+
+def keep_alive(owners: tuple[Any, ...], device: int, stream: int) -> None:
+    """Keep JAX arrays until `stream` has passed this point.
+
+    JAX may reuse the memory of an array as soon as the last reference to it is gone, whatever still runs on a stream
+    that it does not know. Arrays of earlier calls whose point has passed are let go now.
+    """
+    cupy = import_cupy()
+    event = cupy.cuda.Event(disable_timing=True)
+    event.record(cupy_stream(cupy, device, stream))
+    with _in_flight_lock:
+        _in_flight[:] = [entry for entry in _in_flight if not entry[0].done]
+        _in_flight.append((event, owners))
+
+
+def _torch_empty(torch: Any, owner: Any, shape: tuple[int, ...], dtype: str) -> Any:
+    return torch.empty(shape, dtype=getattr(torch, dtype), device=owner.device)
+
+
+def _torch_stream(torch: Any, device: int, stream: int) -> contextlib.AbstractContextManager[Any]:
+    if stream == torch._C._cuda_getCurrentRawStream(device):
+        return contextlib.nullcontext()
+    # torch takes the lowest bit of a handle for a mark of its own: 1, CUDA's other name of the default stream, is none.
+    is_default = stream in (0, 1)
+    other = torch.cuda.default_stream(device) if is_default else torch.cuda.ExternalStream(stream, device=device)
+    return cast("contextlib.AbstractContextManager[Any]", torch.cuda.stream(other))

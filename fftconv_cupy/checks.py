@@ -1,0 +1,388 @@
+"""From the views of a call's arguments to its problem: every rule about frameworks, devices, dtypes and shapes.
+
+Nearly all of it depends on shapes, strides, dtypes and devices alone, so it runs once for calls that agree in these;
+the memory of an output is looked at in every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+
+from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, message
+from fftconv_cupy.filters import FilterSpectrum
+from fftconv_cupy.problem import CPU_DTYPES, DTYPES, Problem, check_mode, make_problem
+from fftconv_cupy.readers import ITEM_BYTES, ArrayView, device_name
+
+_OVERLAP_WORK = 10_000  # candidate solutions that NumPy may try before two interleaved arrays count as overlapping
+
+
+@dataclass(slots=True)
+class Arguments:
+    """The views of one call; None where an argument was left out."""
+
+    u: ArrayView
+    k: ArrayView | FilterSpectrum
+    in_gate: ArrayView | None = None
+    out_gate: ArrayView | None = None
+    skip: ArrayView | None = None
+    out: ArrayView | None = None
+
+    def signature(self, mode: object, fft_size: object) -> tuple[object, ...]:
+        """Return everything that the checks of `resolve` look at, as a key."""
+        u, k = self.u, self.k
+        return (
+            mode,
+            fft_size,
+            type(fft_size),  # 256.0 is equal to 256, and no FFT size
+            _signature(u),
+            k.signature if isinstance(k, FilterSpectrum) else _signature(k),
+            None if self.in_gate is None else _signature(self.in_gate),
+            None if self.out_gate is None else _signature(self.out_gate),
+            None if self.skip is None else _signature(self.skip),
+            None if self.out is None else _signature(self.out),
+        )
+
+    def inputs(self) -> Iterator[tuple[str, ArrayView]]:
+        """Yield name and view of every array that is read, `u` first."""
+        for name in ("u", "k", "in_gate", "out_gate", "skip"):
+            value = getattr(self, name)
+            if isinstance(value, ArrayView):
+                yield name, value
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What calls with the same signature have in common.
+
+    Attributes:
+        problem: the problem.
+        out_shape: of the output, with as many axes as u.
+        copied: names of the inputs whose last axis does not have unit stride: a GPU needs a copy of each.
+        spans: for each input its name, and the bytes from its address to its first byte and past its last one.
+    """
+
+    problem: Problem
+    out_shape: tuple[int, ...]
+    copied: tuple[str, ...]
+    spans: tuple[tuple[str, int, int], ...]
+
+
+def resolve(arguments: Arguments, mode: object, fft_size: object) -> Call:
+    """Check a call and return what it computes.
+
+    Raises:
+        InvalidTypeError: a dtype, framework or device that does not go with the others.
+        InvalidArgumentError: a shape, length, stride, mode or FFT size that is not allowed, or a prepared filter that
+            was made for something else.
+    """
+    u, k, out = arguments.u, arguments.k, arguments.out
+    mode = check_mode(mode)
+    _check_places(arguments)
+    _check_dtypes(arguments)
+    batch, channels, seqlen = _rows(u)
+    filter_len, is_shared = _filter_shape(k, u, channels)
+    if isinstance(k, FilterSpectrum):
+        _check_prepared(k, mode, seqlen)
+    problem = make_problem(
+        mode,
+        batch=batch,
+        channels=channels,
+        seqlen=seqlen,
+        filter_len=filter_len,
+        dtype=u.dtype,
+        filter_dtype=k.dtype,
+        fft_size=fft_size,  # type: ignore[arg-type]  # make_problem checks it
+        shared_filter=is_shared,
+        in_gate=arguments.in_gate is not None,
+        out_gate=arguments.out_gate is not None,
+        skip=arguments.skip is not None,
+        dtypes=CPU_DTYPES,
+    )
+    if isinstance(k, FilterSpectrum) and k.fft_size != problem.fft_size:
+        _refuse_prepared("fft_size", problem.fft_size, k.fft_size, f"Pass fft_size={k.fft_size} to fftconv too")
+    out_shape = (*u.shape[:-1], problem.out_len)
+    for name, array, shape in (
+        ("in_gate", arguments.in_gate, u.shape),
+        ("out_gate", arguments.out_gate, out_shape),
+        ("skip", arguments.skip, (channels,)),
+        ("out", out, out_shape),
+    ):
+        if array is not None and array.shape != shape:
+            _refuse_shape(name, array, tuple(shape), u)
+    if out is not None:
+        _check_out_layout(out)
+    copied = tuple(name for name, array in arguments.inputs() if array.shape[-1] > 1 and array.strides[-1] != 1)
+    return Call(problem, out_shape, copied, tuple((name, *_span(array)) for name, array in arguments.inputs()))
+
+
+def filter_problem(k: ArrayView, seqlen: object, mode: object, fft_size: object) -> Problem:
+    """Check the arguments of `prepare_filter` and return a problem with batch 1 that uses the filter.
+
+    Raises:
+        InvalidTypeError, InvalidArgumentError: as for `resolve`.
+    """
+    if k.device >= 0 and k.dtype == "float64":
+        _refuse_float64("k", k.device)
+    if len(k.shape) not in (1, 2) or 0 in k.shape:
+        _refuse_filter(k, "(H, K), or (K,) for all channels, none of them 0")
+    is_shared = len(k.shape) == 1
+    return make_problem(
+        check_mode(mode),
+        batch=1,
+        channels=1 if is_shared else k.shape[0],
+        seqlen=seqlen,  # type: ignore[arg-type]  # make_problem checks both
+        filter_len=k.shape[-1],
+        dtype=k.dtype,
+        filter_dtype=k.dtype,
+        fft_size=fft_size,  # type: ignore[arg-type]
+        shared_filter=is_shared,
+        dtypes=CPU_DTYPES,
+    )
+
+
+def check_out_memory(call: Call, arguments: Arguments, out: ArrayView) -> None:
+    """Refuse an `out` that cannot be written, or shares memory with an input: what a signature does not tell.
+
+    Raises:
+        InvalidArgumentError: so it is, or it takes too long to tell that no memory is shared.
+    """
+    if isinstance(out.owner, np.ndarray) and not out.owner.flags.writeable:
+        _refuse_out("a read-only array")
+    first, past = _span(out)
+    low, high = out.ptr + first, out.ptr + past
+    for name, first, past in call.spans:
+        array = getattr(arguments, name)
+        if low < array.ptr + past and array.ptr + first < high and _shares_memory(out, array):
+            raise InvalidArgumentError(
+                message(
+                    "out",
+                    got=f"memory that overlaps {name}",
+                    allowed="an array that shares no memory with an input (nothing is computed in place)",
+                    do="Pass another array, or leave out away.",
+                )
+            )
+
+
+def _signature(array: ArrayView) -> tuple[object, ...]:
+    return (array.framework, array.device, array.dtype, array.shape, array.strides)
+
+
+def _check_places(arguments: Arguments) -> None:
+    """All arrays come from the framework of u and lie on its device; a prepared filter only has to lie there."""
+    u, k = arguments.u, arguments.k
+    others = list(arguments.inputs())[1:] + ([("out", arguments.out)] if arguments.out is not None else [])
+    for name, array in others:
+        if array.framework != u.framework:
+            raise InvalidTypeError(
+                message(
+                    f"{name}'s framework",
+                    got=f"{array.framework} (on {device_name(array.device)})",
+                    allowed=f"{u.framework} (on {device_name(u.device)}), as u",
+                    do=f"Convert {name} or u, so that all arrays come from one framework.",
+                )
+            )
+        if array.device != u.device:
+            _refuse_device(name, array.device, u.device)
+    if isinstance(k, FilterSpectrum) and k.device != u.device:
+        _refuse_device("k (prepared filter)", k.device, u.device)
+    if arguments.out is not None and u.framework == "jax":
+        raise InvalidTypeError(
+            message(
+                "out",
+                got="a JAX array",
+                allowed="None for JAX, whose arrays cannot be written to",
+                do="Leave out away and use the returned array.",
+            )
+        )
+
+
+def _check_dtypes(arguments: Arguments) -> None:
+    u = arguments.u
+    if u.device >= 0:
+        for name, array in arguments.inputs():
+            if array.dtype == "float64":
+                _refuse_float64(name, u.device)
+    for name, allowed in (
+        ("in_gate", (u.dtype,)),
+        ("out_gate", (u.dtype,)),
+        ("skip", ("float32", u.dtype)),
+        ("out", (u.dtype,)),
+    ):
+        array = getattr(arguments, name)
+        if array is not None and array.dtype not in allowed:
+            also = " or float32" if name == "skip" and u.dtype != "float32" else ""
+            raise InvalidTypeError(
+                message(
+                    f"{name}.dtype",
+                    got=array.dtype,
+                    allowed=f"{u.dtype}, as u{also}",
+                    do=f"Convert {name} to {u.dtype}.",
+                )
+            )
+
+
+def _rows(u: ArrayView) -> tuple[int, int, int]:
+    """Return (B, H, L) of u."""
+    shape = u.shape
+    if not 1 <= len(shape) <= 3:
+        raise InvalidArgumentError(
+            message(
+                "u.shape",
+                got=f"{tuple(shape)}, {len(shape)} axes",
+                allowed="(B, H, L), (H, L) or (L,)",
+                do="Reshape u.",
+            )
+        )
+    batch, channels, seqlen = (*(1,) * (3 - len(shape)), *shape)
+    if not (channels and seqlen):
+        raise InvalidArgumentError(
+            message(
+                "u.shape",
+                got=f"{tuple(shape)}",
+                allowed="H >= 1 and L >= 1 (only B may be 0)",
+                do="Pass rows with at least one point, of at least one channel.",
+            )
+        )
+    return batch, channels, seqlen
+
+
+def _filter_shape(k: ArrayView | FilterSpectrum, u: ArrayView, channels: int) -> tuple[int, bool]:
+    """Return K and whether the filter is shared."""
+    wanted = "(K,)" if len(u.shape) == 1 else f"({channels}, K), or (K,) for all channels"
+    allowed = f"{wanted}, with u of shape {tuple(u.shape)}"
+    if isinstance(k, FilterSpectrum):
+        if not k.shared and (len(u.shape) == 1 or k.channels != channels):
+            _refuse_prepared("H", "no channel axis" if len(u.shape) == 1 else channels, k.channels, f"Pass {allowed}")
+        return k.filter_len, k.shared
+    shape = k.shape
+    is_shared = len(shape) == 1
+    if 0 in shape or not (is_shared or (len(shape) == 2 and len(u.shape) > 1 and shape[0] == channels)):
+        _refuse_filter(k, allowed)
+    return shape[-1], is_shared
+
+
+def _refuse_filter(k: ArrayView, allowed: str) -> NoReturn:
+    do = "Pass at least one tap." if 0 in k.shape else "Reshape or cut k."
+    raise InvalidArgumentError(message("k.shape", got=f"{tuple(k.shape)}", allowed=allowed, do=do))
+
+
+def _check_prepared(k: FilterSpectrum, mode: str, seqlen: int) -> None:
+    if k.mode != mode:
+        _refuse_prepared("mode", repr(mode), repr(k.mode), f"Pass mode={k.mode!r} to fftconv too")
+    if k.seqlen != seqlen:
+        _refuse_prepared("seqlen", seqlen, k.seqlen, f"Pass u with L = {k.seqlen}")
+
+
+def _refuse_prepared(what: str, got: object, prepared: object, do: str) -> NoReturn:
+    raise InvalidArgumentError(
+        message(
+            f"k (prepared filter): {what}",
+            got=got,
+            allowed=f"{prepared}, for which the filter was prepared",
+            do=f"{do}, or prepare the filter for this call.",
+        )
+    )
+
+
+def _refuse_device(name: str, device: int, wanted: int) -> NoReturn:
+    raise InvalidTypeError(
+        message(
+            f"{name}'s device",
+            got=device_name(device),
+            allowed=f"{device_name(wanted)}, as u",
+            do=f"Move {name} to the device of u, or u to that of {name}.",
+        )
+    )
+
+
+def _refuse_float64(name: str, device: int) -> NoReturn:
+    raise InvalidTypeError(
+        message(
+            f"{name}.dtype",
+            got=f"float64 on {device_name(device)}",
+            allowed=f"{', '.join(DTYPES)} there; float64 on the CPU only",
+            do=f"Convert {name} to float32.",
+        )
+    )
+
+
+def _refuse_shape(name: str, array: ArrayView, wanted: tuple[int, ...], u: ArrayView) -> NoReturn:
+    raise InvalidArgumentError(
+        message(
+            f"{name}.shape",
+            got=f"{tuple(array.shape)}",
+            allowed=f"{wanted}, with u of shape {tuple(u.shape)}",
+            do=f"Pass {name} of that shape; nothing is broadcast.",
+        )
+    )
+
+
+def _check_out_layout(out: ArrayView) -> None:
+    """An output is written row by row: unit stride along the rows, and no element at two indices."""
+    problem = None
+    if out.shape[-1] > 1 and out.strides[-1] != 1:
+        problem = f"stride {out.strides[-1]} along the last axis"
+    else:
+        # Each axis must step over everything that the axes of smaller steps span.
+        span = 1
+        axes = [(abs(stride), size) for stride, size in zip(out.strides, out.shape, strict=True) if size > 1]
+        for stride, size in sorted(axes):
+            if stride < span:
+                problem = f"strides {tuple(out.strides)}, by which two of its elements may share an address"
+            span += stride * (size - 1)
+    if problem is not None:
+        _refuse_out(problem)
+
+
+def _refuse_out(got: str) -> NoReturn:
+    raise InvalidArgumentError(
+        message(
+            "out",
+            got=got,
+            allowed="a writeable array with unit stride along the last axis that does not overlap itself",
+            do="Pass a contiguous array, such as one made by empty_like.",
+        )
+    )
+
+
+def _span(array: ArrayView) -> tuple[int, int]:
+    """Return the bytes from an address to its array's first byte (<= 0) and past the last; (0, 0) where it is empty."""
+    if 0 in array.shape:
+        return 0, 0
+    first = last = 0
+    for size, stride in zip(array.shape, array.strides, strict=True):
+        if stride < 0:
+            first += (size - 1) * stride
+        else:
+            last += (size - 1) * stride
+    item = ITEM_BYTES[array.dtype]
+    return first * item, (last + 1) * item
+
+
+def _shares_memory(a: ArrayView, b: ArrayView) -> bool:
+    """Return whether any byte belongs to both; arrays may interleave, such as parts of one tensor, and share none."""
+    try:
+        return np.shares_memory(_shadow(a), _shadow(b), max_work=_OVERLAP_WORK)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
+
+
+def _shadow(array: ArrayView) -> np.ndarray[Any, Any]:
+    """Return a NumPy array with the addresses of `array`, which may be a GPU's: it must never be read."""
+    return np.asarray(_Addresses(array))
+
+
+class _Addresses:
+    def __init__(self, array: ArrayView) -> None:
+        item = ITEM_BYTES[array.dtype]
+        self.__array_interface__ = {
+            "data": (array.ptr, True),
+            "shape": tuple(array.shape),
+            "strides": tuple(stride * item for stride in array.strides),
+            "typestr": f"|V{item}",
+            "version": 3,
+        }

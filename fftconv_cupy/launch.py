@@ -1,0 +1,360 @@
+"""Runs plans: kernel arguments, twiddle tables, workspace, launches. The only module that launches a kernel.
+
+What does not depend on the arrays' addresses is looked up once a configuration and kept, so a warm call is a dictionary
+look-up, an argument structure of its own (callers may be concurrent) and a launch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from fftconv_cupy import arrays
+from fftconv_cupy.archs import ARCHS, OLDEST_CAPABILITY, ArchLimits, arch_limits
+from fftconv_cupy.arrays import ArrayView
+from fftconv_cupy.blocks import ITEM_BYTES, BlockConfig
+from fftconv_cupy.compile import LoadedKernel, load_kernel, precompile
+from fftconv_cupy.dependencies import import_cupy
+from fftconv_cupy.errors import UnsupportedDeviceError, message
+from fftconv_cupy.filters import FilterSpectrum
+from fftconv_cupy.plan import Plan, make_plan
+from fftconv_cupy.problem import Problem
+from fftconv_cupy.source import KernelSpec
+from fftconv_cupy.tables import twiddle_table
+
+
+class FwdParams(ctypes.Structure):
+    """`fftconv::FwdParams` of kernels/params.cuh."""
+
+    _fields_ = (
+        ("u", ctypes.c_void_p),
+        ("in_gate", ctypes.c_void_p),
+        ("out_gate", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("spectrum", ctypes.c_void_p),
+        ("twiddles", ctypes.c_void_p),
+        ("skip", ctypes.c_void_p),
+        ("u_batch_stride", ctypes.c_longlong),
+        ("u_channel_stride", ctypes.c_longlong),
+        ("in_gate_batch_stride", ctypes.c_longlong),
+        ("in_gate_channel_stride", ctypes.c_longlong),
+        ("out_gate_batch_stride", ctypes.c_longlong),
+        ("out_gate_channel_stride", ctypes.c_longlong),
+        ("y_batch_stride", ctypes.c_longlong),
+        ("y_channel_stride", ctypes.c_longlong),
+        ("spectrum_stride", ctypes.c_longlong),
+        ("batch", ctypes.c_int),
+        ("channels", ctypes.c_int),
+        ("in_len", ctypes.c_int),
+        ("out_len", ctypes.c_int),
+        ("log2_batch_slots", ctypes.c_int),
+        ("iterations", ctypes.c_int),
+        ("skip_is_float", ctypes.c_int),
+        ("skip_scale", ctypes.c_float),
+    )
+
+
+class FilterParams(ctypes.Structure):
+    """`fftconv::FilterParams` of kernels/params.cuh."""
+
+    _fields_ = (
+        ("filter", ctypes.c_void_p),
+        ("spectrum", ctypes.c_void_p),
+        ("twiddles", ctypes.c_void_p),
+        ("filter_stride", ctypes.c_longlong),
+        ("channels", ctypes.c_int),
+        ("filter_len", ctypes.c_int),
+        ("shift", ctypes.c_int),
+        ("period", ctypes.c_int),
+        ("positive_lags", ctypes.c_int),
+        ("negative_lags", ctypes.c_int),
+        ("scale", ctypes.c_float),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Launcher:
+    """A plan with its kernels loaded on a device."""
+
+    plan: Plan
+    forward: LoadedKernel
+    filter: LoadedKernel
+    twiddles: int
+
+
+_launchers: dict[tuple[Problem, int, bool, bool, bool], _Launcher] = {}
+_tables: dict[tuple[BlockConfig, bool, int], Any] = {}
+_lock = threading.Lock()
+_REMEMBERED = 4096  # configurations; beyond, the look-ups start anew
+
+
+@cache
+def device_limits(device: int) -> ArchLimits:
+    """Return the limits of a CUDA device: those listed for its architecture, else what the device reports.
+
+    Args:
+        device: ordinal of the device.
+
+    Raises:
+        UnsupportedDeviceError: the GPU is older than compute capability 7.5.
+    """
+    gpu = import_cupy().cuda.Device(device)
+    capability = gpu.compute_capability
+    if int(capability) < OLDEST_CAPABILITY:
+        raise UnsupportedDeviceError(
+            message(
+                f"GPU {device}",
+                got=f"compute capability {capability[:-1]}.{capability[-1]}",
+                allowed="7.5 (Turing) and later",
+                do="Use a newer GPU, or pass CPU arrays, which are convolved by NumPy.",
+            )
+        )
+    listed = ARCHS.get(f"sm_{capability}")
+    if listed is not None:
+        return listed
+    shared = gpu.attributes["MaxSharedMemoryPerBlockOptin"]
+    return ArchLimits(f"sm_{capability}", shared, has_bulk_copy=int(capability) >= 90)
+
+
+def device_arch(device: int) -> str:
+    """Return NVRTC's name of a device's architecture, such as ``"sm_90"``; errors as for `device_limits`."""
+    return device_limits(device).arch
+
+
+def run(
+    problem: Problem,
+    u: ArrayView,
+    filt: ArrayView | FilterSpectrum,
+    in_gate: ArrayView | None,
+    out_gate: ArrayView | None,
+    skip: ArrayView | None,
+    out: ArrayView,
+    stream: int,
+) -> None:
+    """Compute a validated problem on the GPU of `u`, asynchronously on `stream`, into `out`.
+
+    Args:
+        problem: the problem, with ``batch >= 1``.
+        u: the input, (B, H, L) | (H, L) | (L,).
+        filt: the filter, (H, K) | (K,), or its spectrum.
+        in_gate: of the input's shape, or None.
+        out_gate: of the output's shape, or None.
+        skip: (H,), or None.
+        out: the output.
+        stream: handle of a stream of that GPU.
+
+    Raises:
+        UnsupportedProblemError: the transform does not fit one block of this GPU.
+        CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
+    """
+    item = ITEM_BYTES[problem.dtype]
+    # The lowest bit set in any address, stride or length is how far all rows are aligned.
+    bits = problem.seqlen | problem.out_len
+    pointers: list[int] = []
+    strides: list[int] = []
+    for array in (u, in_gate, out_gate, out):
+        if array is None:
+            pointers.append(0)
+            strides += (0, 0)
+        else:
+            batch_stride, channel_stride = _strides(array)
+            pointers.append(array.ptr)
+            strides += (batch_stride, channel_stride)
+            bits |= array.ptr // item | batch_stride | channel_stride
+    is_prepared = isinstance(filt, FilterSpectrum)
+    key = (problem, u.device, bits & 1 == 0, bits * item & 15 == 0, is_prepared)
+    launcher = _launchers.get(key) or _new_launcher(key)
+    skip_ptr, skip_is_float = (0, 1) if skip is None else (skip.ptr, int(skip.dtype == "float32"))
+    if isinstance(filt, FilterSpectrum):
+        _launch_forward(launcher, pointers, strides, filt.ptr, skip_ptr, skip_is_float, problem.channels, stream)
+        return
+    _, workspace = arrays.empty(u, (launcher.plan.workspace_bytes // 4,), "float32", stream)
+    group = launcher.plan.channel_group
+    skip_bytes = 4 if skip_is_float else item
+    for first in range(0, problem.channels, group):
+        channels = min(group, problem.channels - first)
+        if first == 0 or not problem.shared_filter:
+            _launch_filter(
+                launcher.filter, launcher.plan, filt, launcher.twiddles, workspace.ptr, first, channels, stream
+            )
+        group_pointers = [
+            pointer + first * stride * item for pointer, stride in zip(pointers, strides[1::2], strict=True)
+        ]
+        group_skip = skip_ptr and skip_ptr + first * skip_bytes
+        _launch_forward(launcher, group_pointers, strides, workspace.ptr, group_skip, skip_is_float, channels, stream)
+
+
+def prepare(problem: Problem, k: ArrayView, stream: int) -> tuple[Any, ArrayView]:
+    """Compute the spectrum of a filter on its GPU, asynchronously on `stream`; return the array and its view.
+
+    Args:
+        problem: the problem that the spectrum is for; its batch and dtype do not matter.
+        k: the filter, (H, K) | (K,).
+        stream: handle of a stream of that GPU.
+
+    Raises:
+        UnsupportedProblemError: the transform does not fit one block of this GPU.
+        CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
+    """
+    limits = device_limits(k.device)
+    made = make_plan(problem, limits)
+    rows = 1 if problem.shared_filter else problem.channels
+    data, view = arrays.empty(k, (rows * made.config.points * 2,), "float32", stream)
+    kernel = load_kernel(made.filter, limits.arch, made.config.exchange_bytes, k.device)
+    twiddles = _device_table(made.config, made.strategy == "paired", k.device)
+    _launch_filter(kernel, made, k, twiddles, view.ptr, 0, problem.channels, stream)
+    return data, view
+
+
+def warm(problem: Problem, archs: Sequence[str] | None = None, device: int | None = None) -> list[str]:
+    """Compile, and where `archs` is None also load on a device, every kernel that arrays of any alignment may need.
+
+    Args:
+        problem: the problem.
+        archs: architectures to compile for into the cache on disk; None means for the device and load there.
+        device: ordinal of the device, default the current one.
+
+    Returns:
+        A line for each kernel: its entry, architecture and defines' digest-free description.
+    """
+    lines = []
+    alignments = ((True, True), (True, False), (False, False))
+    if archs is None:
+        ordinal = import_cupy().cuda.runtime.getDevice() if device is None else device
+        for is_vector, is_bulk in alignments:
+            launcher = _new_launcher((problem, ordinal, is_vector, is_bulk, False))
+            lines += [_describe(spec, launcher.plan.limits) for spec in (launcher.plan.forward, launcher.plan.filter)]
+    for arch in archs or ():
+        limits = arch_limits(arch)
+        for is_vector, is_bulk in alignments:
+            made = make_plan(problem, limits, is_vector=is_vector, is_bulk=is_bulk)
+            for spec in (made.forward, made.filter):
+                precompile(spec, arch)
+                lines.append(_describe(spec, limits))
+    return list(dict.fromkeys(lines))
+
+
+def _describe(spec: KernelSpec, limits: ArchLimits) -> str:
+    flags = ", ".join(f"{name.removeprefix('FFTCONV_').lower()}={value}" for name, value in spec.defines)
+    return f"{limits.arch} fft_size={spec.fft_size} {spec.entry}: {flags}"
+
+
+def _strides(array: ArrayView) -> tuple[int, int]:
+    """Return batch and channel stride of an array of 1 to 3 axes; that of an axis of one does not matter."""
+    shape, strides = array.shape, array.strides
+    if len(shape) == 3:
+        return strides[0] if shape[0] > 1 else 0, strides[1] if shape[1] > 1 else 0
+    if len(shape) == 2:
+        return 0, strides[0] if shape[0] > 1 else 0
+    return 0, 0
+
+
+def _new_launcher(key: tuple[Problem, int, bool, bool, bool]) -> _Launcher:
+    """Plan and load (or look up) the kernels of a configuration."""
+    with _lock:
+        known = _launchers.get(key)
+    if known is not None:
+        return known
+    problem, device, is_vector, is_bulk, is_prepared = key
+    limits = device_limits(device)
+    made = make_plan(problem, limits, is_vector=is_vector, is_bulk=is_bulk, is_prepared=is_prepared)
+    config = made.config
+    launcher = _Launcher(
+        plan=made,
+        forward=load_kernel(made.forward, limits.arch, made.shared_bytes, device),
+        filter=load_kernel(made.filter, limits.arch, config.exchange_bytes, device),
+        twiddles=_device_table(config, made.strategy == "paired", device),
+    )
+    with _lock:
+        if len(_launchers) >= _REMEMBERED:
+            _launchers.clear()
+        return _launchers.setdefault(key, launcher)
+
+
+def _device_table(config: BlockConfig, is_paired: bool, device: int) -> int:
+    """Return the address of a twiddle table on a device; it is made once and kept for the life of the process."""
+    key = (config, is_paired, device)
+    with _lock:
+        if key not in _tables:
+            _tables[key] = arrays.upload(twiddle_table(config, is_paired=is_paired), device)
+        return int(_tables[key].data.ptr)
+
+
+def _launch_forward(
+    launcher: _Launcher,
+    pointers: Sequence[int],
+    strides: Sequence[int],
+    spectrum: int,
+    skip: int,
+    skip_is_float: int,
+    channels: int,
+    stream: int,
+) -> None:
+    """Launch the fused kernel on some channels.
+
+    Args:
+        launcher: the configuration.
+        pointers: addresses of u, in_gate, out_gate and y at the first channel; those of absent gates do not matter.
+        strides: batch and channel stride of each.
+        spectrum: address of the first channel's spectrum.
+        skip: address of the first channel's skip, or 0.
+        skip_is_float: the skip is float32, not of the dtype of u.
+        channels: number of channels.
+        stream: handle of the stream.
+    """
+    made = launcher.plan
+    problem, points = made.problem, made.config.points
+    params = FwdParams(
+        pointers[0],
+        pointers[1],
+        pointers[2],
+        pointers[3],
+        spectrum,
+        launcher.twiddles,
+        skip,
+        *strides,
+        0 if problem.shared_filter else points // 2,
+        problem.batch,
+        channels,
+        problem.seqlen,
+        problem.out_len,
+        made.log2_batch_slots,
+        made.iterations,
+        skip_is_float,
+        1.0 / points,
+    )
+    launcher.forward.launch(made.grid, made.config.threads, params, stream)
+
+
+def _launch_filter(
+    kernel: LoadedKernel,
+    made: Plan,
+    k: ArrayView,
+    twiddles: int,
+    spectrum: int,
+    first: int,
+    channels: int,
+    stream: int,
+) -> None:
+    """Launch the filter's transform for `channels` channels from `first` on; a shared filter has one."""
+    problem, config, lags = made.problem, made.config, made.lags
+    rows = 1 if problem.shared_filter else channels
+    stride = k.strides[0] if len(k.strides) == 2 else 0
+    params = FilterParams(
+        k.ptr + (0 if problem.shared_filter else first * stride * ITEM_BYTES[problem.filter_dtype]),
+        spectrum,
+        twiddles,
+        stride,
+        rows,
+        problem.filter_len,
+        lags.shift,
+        lags.period,
+        lags.positive,
+        lags.negative,
+        1.0 / config.points,
+    )
+    kernel.launch((-(-rows // config.rows), 1, 1), config.threads, params, stream)

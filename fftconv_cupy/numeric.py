@@ -1,0 +1,122 @@
+"""How far a result may be from float64, and how far it is: one measure for tests, ``fftconv verify`` and benchmarks.
+
+The error of ``y`` is ``||y - y64|| / ||y64||`` with ``y64`` computed in float64 from the inputs as given. It is taken
+over the whole tensor and, where a row has at least 1024 outputs, over each row, so a small row is not hidden by a large
+one. A result of zeros has error 1, a shifted or conjugated one about 1.4; no absolute tolerance lets either pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fftconv_cupy.readers import NUMPY_DTYPES
+
+ROW_OUTPUTS = 1024
+"""Rows with at least this many outputs are judged one by one: in shorter rows rounding does not average out."""
+
+_ROUNDING_FACTOR = 1.2
+_ROUNDING_SLACK = 1e-6
+_FLOAT32_BOUND = 1e-6
+_FLOAT32_LONG_BOUND = 2e-6
+_FLOAT32_LONG_FFT_SIZE = 32768
+_FLOAT64_BOUND = 1e-13
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What comparing a result with float64 gave.
+
+    Attributes:
+        error: relative error where it is largest against its bound.
+        bound: the bound there.
+        row: index of that row (all axes but the last), or None where the whole tensor is meant.
+    """
+
+    error: float
+    bound: float
+    row: tuple[int, ...] | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error keeps its bound; a NaN does not."""
+        return self.error <= self.bound
+
+
+def relative_error(y: NDArray[np.generic], y64: NDArray[np.float64]) -> float:
+    """Return ``||y - y64|| / ||y64||``.
+
+    A non-finite value in ``y`` gives inf. Where ``y64`` is zero throughout, so must ``y`` be: 0.0, else inf.
+    """
+    return float(_ratio(*_square_sums(y, y64, rows=False)))
+
+
+def rounding_error(y64: NDArray[np.float64], dtype: str) -> float:
+    """Return the error that rounding ``y64`` to ``dtype`` makes, which no result of that dtype can avoid."""
+    with np.errstate(over="ignore"):
+        return relative_error(y64.astype(NUMPY_DTYPES[dtype]), y64)
+
+
+def bound(y64: NDArray[np.float64], dtype: str, *, fft_size: int = 0) -> float:
+    """Return the largest error allowed for a result of ``dtype``.
+
+    Args:
+        y64: the float64 result, whole or one row of it.
+        dtype: dtype of the result: float16 and bfloat16 may err by 1.2 times their own rounding, float32 by 1e-6.
+        fft_size: real points of the transform; float32 results of more than 32768 points may err by 2e-6.
+    """
+    if dtype in ("float16", "bfloat16"):
+        return _ROUNDING_FACTOR * rounding_error(y64, dtype) + _ROUNDING_SLACK
+    return _fixed_bound(dtype, fft_size)
+
+
+def compare(y: NDArray[np.generic], y64: NDArray[np.float64], dtype: str, *, fft_size: int = 0) -> Agreement:
+    """Compare a result with float64, as a whole and row by row, and return where it is worst against its bound.
+
+    Args:
+        y: the result, (..., outputs), of any dtype that converts to float64.
+        y64: the float64 result, same shape.
+        dtype: dtype whose rounding the bound allows for, normally that of ``y``.
+        fft_size: real points of the transform, see `bound`.
+    """
+    whole = Agreement(relative_error(y, y64), bound(y64, dtype, fft_size=fft_size))
+    if y64.ndim < 2 or y64.shape[-1] < ROW_OUTPUTS:
+        return whole
+    errors = _ratio(*_square_sums(y, y64, rows=True))
+    if dtype in ("float16", "bfloat16"):
+        with np.errstate(over="ignore"):
+            rounded = y64.astype(NUMPY_DTYPES[dtype])
+        bounds = _ROUNDING_FACTOR * _ratio(*_square_sums(rounded, y64, rows=True)) + _ROUNDING_SLACK
+    else:
+        bounds = np.full_like(errors, _fixed_bound(dtype, fft_size))
+    excess = errors / bounds
+    worst = np.unravel_index(int(np.argmax(excess)), excess.shape)
+    if not excess[worst] > whole.error / whole.bound:
+        return whole
+    return Agreement(float(errors[worst]), float(bounds[worst]), tuple(int(i) for i in worst))
+
+
+def _fixed_bound(dtype: str, fft_size: int) -> float:
+    if dtype == "float64":
+        return _FLOAT64_BOUND
+    return _FLOAT32_LONG_BOUND if fft_size > _FLOAT32_LONG_FFT_SIZE else _FLOAT32_BOUND
+
+
+def _square_sums(
+    y: NDArray[np.generic], y64: NDArray[np.float64], *, rows: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the sums of squares of ``y - y64`` and of ``y64``, per row or over everything."""
+    axis = -1 if rows else None
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = y.astype(np.float64) - y64
+        return np.asarray(np.sum(difference**2, axis=axis)), np.asarray(np.sum(y64**2, axis=axis))
+
+
+def _ratio(difference: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the square root of the ratio: inf for what is not finite, and 0 where both are zero."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.sqrt(difference / reference)
+    ratio = np.where(difference == 0.0, 0.0, ratio)
+    return np.where(np.isfinite(ratio), ratio, np.inf)

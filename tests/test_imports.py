@@ -1,0 +1,119 @@
+"""Imports go one way, each module imports alone, and no array framework is imported before one of its arrays comes."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import fftconv_cupy
+
+PACKAGE = Path(fftconv_cupy.__file__).parent
+
+# From the lowest layer to the highest: a module imports from lower layers only.
+LAYERS = (
+    ("errors", "_version"),
+    ("problem", "source", "archs", "dependencies", "cache"),
+    ("readers", "blocks", "compile", "reference"),
+    ("arrays", "filters", "plan", "tables", "numpy_backend", "numeric"),
+    ("checks", "launch"),
+    ("execute",),
+    ("api",),
+    ("__init__",),
+    ("__main__",),
+)
+STDLIB_ONLY = ("errors", "problem", "source", "archs", "blocks", "plan", "cache", "_version")
+FRAMEWORKS = ("cupy", "cupyx", "torch", "jax")
+
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+
+
+def imports_of(module: str) -> list[tuple[str, ast.stmt]]:
+    """Return every import of a module, wherever in it: (dotted name, statement)."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            if node.module == "fftconv_cupy":
+                found += [(f"fftconv_cupy.{alias.name}", node) for alias in node.names]
+            else:
+                found.append((str(node.module), node))
+    return found
+
+
+def test_every_module_has_a_layer():
+    assert sorted(LAYER_OF) == MODULES
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "__main__"])
+def test_imports_go_down(module):
+    for name, node in imports_of(module):
+        package, _, inner = name.partition(".")
+        if package == "fftconv_cupy" and inner not in ("kernels", "__version__"):
+            inner = inner.partition(".")[0]
+            assert LAYER_OF.get(inner, 99) < LAYER_OF[module], f"{module}, line {node.lineno}: imports {name}"
+
+
+@pytest.mark.parametrize("module", STDLIB_ONLY)
+def test_the_plain_modules_import_the_standard_library_only(module):
+    for name, node in imports_of(module):
+        package, _, inner = name.partition(".")
+        allowed = package in sys.stdlib_module_names or inner in STDLIB_ONLY
+        assert allowed, f"{module}, line {node.lineno}: imports {name}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_frameworks_are_imported_in_one_place(module):
+    for name, node in imports_of(module):
+        package = name.partition(".")[0]
+        if package in FRAMEWORKS:
+            assert (module, package) == ("dependencies", "cupy"), f"{module}, line {node.lineno}: imports {name}"
+            assert node.col_offset > 0, "imported only when asked for"
+
+
+def run(code: str) -> None:
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_each_module_imports_alone_and_without_frameworks():
+    blocked = "".join(f"sys.modules[{name!r}] = None; " for name in FRAMEWORKS)
+    names = [f"fftconv_cupy.{name}" for name in MODULES if not name.startswith("__")]
+    names += ["fftconv_cupy", "fftconv_cupy.kernels", "fftconv_cupy.cli", "fftconv_cupy.benchmarks"]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, [f"import sys; {blocked} import {name}" for name in names]))
+
+
+def test_frameworks_come_in_with_their_arrays():
+    check = f"assert not {{name.partition('.')[0] for name in sys.modules}} & set({FRAMEWORKS!r})"
+    run(
+        "import sys, numpy as np, fftconv_cupy;"
+        "u, k = np.ones((2, 3, 16), np.float32), np.ones((3, 5), np.float32);"
+        "p = fftconv_cupy.prepare_filter(k, seqlen=16);"
+        "fftconv_cupy.fftconv(u, k, out=np.empty_like(u)); fftconv_cupy.fftconv(u, p);"
+        f"print(fftconv_cupy.plan(8, 768, 4096, 4096, arch='sm_90')); {check}"
+    )
+
+
+def test_a_torch_call_imports_no_other_framework():
+    pytest.importorskip("torch")
+    run(
+        "import warnings; warnings.simplefilter('ignore'); import sys, torch, fftconv_cupy;"
+        "fftconv_cupy.fftconv(torch.ones(2, 3, 16), torch.ones(3, 5));"
+        "assert 'cupy' not in sys.modules and 'jax' not in sys.modules"
+    )
+
+
+def test_public_names():
+    assert sorted(fftconv_cupy.__all__) == fftconv_cupy.__all__
+    for name in fftconv_cupy.__all__:
+        assert hasattr(fftconv_cupy, name)
+    assert (PACKAGE / "py.typed").is_file()

@@ -1,0 +1,136 @@
+"""The error measure rejects what is wrong, and the float64 reference agrees with sums written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fftconv_cupy import numeric, reference
+from fftconv_cupy.problem import MODES
+from fftconv_cupy.readers import NUMPY_DTYPES
+
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+def result(rng: np.random.Generator, shape: tuple[int, ...] = (2, 3, 4096)) -> np.ndarray:
+    """Return a plausible convolution output in float64."""
+    return rng.standard_normal(shape) * 0.02
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rounded_result_is_accepted(rng, dtype):
+    y64 = result(rng)
+    agreement = numeric.compare(y64.astype(NUMPY_DTYPES[dtype]), y64, dtype)
+    assert agreement.ok
+    assert 0 < agreement.error < 3e-3
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("wrong", ["zeros", "shifted", "conjugated", "unwritten", "one outlier", "half zeros"])
+def test_wrong_results_are_rejected(rng, dtype, wrong):
+    y64 = result(rng)
+    y = y64.copy()
+    if wrong == "zeros":
+        y[:] = 0
+    elif wrong == "shifted":
+        y = np.roll(y64, 1, axis=-1)
+    elif wrong == "conjugated":
+        y = np.fft.irfft(np.fft.rfft(y64).conj(), y64.shape[-1])
+    elif wrong == "unwritten":
+        y[1, 2, -1] = np.nan
+    elif wrong == "one outlier":
+        y[1, 2, 7] += 0.02
+    elif wrong == "half zeros":
+        y[..., 2048:] = 0
+    agreement = numeric.compare(y.astype(NUMPY_DTYPES[dtype]), y64, dtype)
+    assert not agreement.ok
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_small_wrong_row_is_not_hidden_by_large_ones(rng, dtype):
+    y64 = result(rng)
+    y64[1, 1] *= 1e-4
+    y = y64.copy()
+    y[1, 1] = 0
+    agreement = numeric.compare(y.astype(NUMPY_DTYPES[dtype]), y64, dtype)
+    assert not agreement.ok
+    assert agreement.row == (1, 1)
+
+
+def test_sixteen_bit_intermediates_are_rejected_in_fp16(rng):
+    """Rounding twice, as a kernel with float16 intermediates would, is past the bound."""
+    y64 = result(rng)
+    twice = (y64 * 1.1).astype(np.float16).astype(np.float64) / 1.1
+    assert not numeric.compare(twice.astype(np.float16), y64, "float16").ok
+
+
+def test_error_of_zero_reference():
+    zeros = np.zeros((2, 8))
+    assert numeric.relative_error(zeros, zeros) == 0.0
+    assert numeric.relative_error(zeros + 1e-30, zeros) == np.inf
+
+
+def test_bounds():
+    y64 = np.linspace(0.1, 1.0, 4096)
+    assert numeric.bound(y64, "float32") == 1e-6
+    assert numeric.bound(y64, "float32", fft_size=32768) == 1e-6
+    assert numeric.bound(y64, "float32", fft_size=65536) == 2e-6
+    rounding = numeric.rounding_error(y64, "float16")
+    assert numeric.bound(y64, "float16") == pytest.approx(1.2 * rounding + 1e-6)
+    assert 1e-4 < rounding < 3e-4
+
+
+def written_out(u, k, mode, size, in_gate, out_gate, skip):
+    """Sum the definition term by term."""
+    batch, channels, seqlen = u.shape
+    filter_len = k.shape[-1]
+    x = u * in_gate
+    outputs = seqlen + filter_len - 1 if mode == "full" else seqlen
+    y = np.zeros((batch, channels, outputs))
+    for t in range(outputs):
+        for i in range(seqlen):
+            for j in range(filter_len):
+                lag = t + (filter_len - 1) // 2 if mode == "same" else t
+                hit = (i + j) % size == t if mode == "circular" else i + j == lag
+                if hit:
+                    y[..., t] += x[..., i] * k[:, j]
+        if t < seqlen:
+            y[..., t] += skip * x[..., t]
+    return out_gate * y
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("seqlen", "filter_len"), [(1, 1), (5, 3), (4, 4), (3, 8), (7, 1), (2, 9)])
+@pytest.mark.parametrize("direct", [True, False])
+def test_reference_is_the_written_out_sum(rng, monkeypatch, mode, seqlen, filter_len, direct):
+    if not direct:
+        monkeypatch.setattr(reference, "_DIRECT_PRODUCTS", 0)
+    size = 8 if mode == "circular" else None
+    u, in_gate = rng.standard_normal((2, 2, 3, seqlen))
+    k, skip = rng.standard_normal((3, filter_len)), rng.standard_normal(3)
+    outputs = seqlen + filter_len - 1 if mode == "full" else seqlen
+    out_gate = rng.standard_normal((2, 3, outputs))
+    y = reference.fftconv_reference(u, k, mode=mode, fft_size=size, in_gate=in_gate, out_gate=out_gate, skip=skip)
+    expected = written_out(u, k, mode, size, in_gate, out_gate, skip)
+    np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_reference_shares_a_filter_between_channels(rng):
+    u, k = rng.standard_normal((2, 3, 50)), rng.standard_normal(7)
+    np.testing.assert_array_equal(
+        reference.fftconv_reference(u, k), reference.fftconv_reference(u, np.stack([k, k, k]))
+    )
+
+
+def test_reference_circular_defaults_to_the_row(rng):
+    u, k = rng.standard_normal((1, 1, 7)), rng.standard_normal((1, 20))
+    folded = np.zeros(7)
+    for j, tap in enumerate(k[0]):
+        folded[j % 7] += tap
+    expected = np.fft.ifft(np.fft.fft(u[0, 0]) * np.fft.fft(folded)).real
+    np.testing.assert_allclose(reference.fftconv_reference(u, k, mode="circular")[0, 0], expected, atol=1e-13)
+
+
+def test_reference_names_an_unknown_mode(rng):
+    with pytest.raises(ValueError, match="no such mode: 'valid'"):
+        reference.fftconv_reference(rng.standard_normal((1, 1, 4)), rng.standard_normal((1, 2)), mode="valid")
