@@ -1,0 +1,1 @@
+"""Runs the kernels' own sources on the CPU; see ``harness.py`` and ``cuda_host.h``."""

@@ -1,0 +1,394 @@
+// Runs a kernel on the CPU: one fiber per CUDA thread, one block after another. A thread runs until it blocks; which
+// one runs next is the chosen order. One shared object of its own, which every kernel's shared object is linked with.
+#include "runtime.h"
+
+#include <link.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "cuda_host.h"
+
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
+namespace host {
+
+Runtime rt;
+
+namespace {
+constexpr size_t kStackBytes = 256 << 10, kGuardBytes = 64 << 10;  // a guard is a multiple of every page size
+constexpr unsigned kIdleRounds = 1000;
+char* stacks;
+void* scheduler_stack;
+const FftconvHostKernel* kernel;
+const void* params;
+pthread_t launching;
+sigjmp_buf fault_exit;
+bool in_fiber;
+}  // namespace
+
+// Pushes the callee-saved registers, swaps stacks and pops the other's.
+extern "C" void fftconv_host_switch(void** save, void* load);
+#if defined(__x86_64__)
+asm(R"(
+.text
+.globl fftconv_host_switch
+.hidden fftconv_host_switch
+.type fftconv_host_switch, @function
+fftconv_host_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+.size fftconv_host_switch, .-fftconv_host_switch
+)");
+constexpr int kSavedWords = 6, kReturnWord = 6;
+#elif defined(__aarch64__)
+asm(R"(
+.text
+.globl fftconv_host_switch
+.hidden fftconv_host_switch
+.type fftconv_host_switch, %function
+fftconv_host_switch:
+    sub sp, sp, #160
+    stp x19, x20, [sp, #0]
+    stp x21, x22, [sp, #16]
+    stp x23, x24, [sp, #32]
+    stp x25, x26, [sp, #48]
+    stp x27, x28, [sp, #64]
+    stp x29, x30, [sp, #80]
+    stp d8, d9, [sp, #96]
+    stp d10, d11, [sp, #112]
+    stp d12, d13, [sp, #128]
+    stp d14, d15, [sp, #144]
+    mov x9, sp
+    str x9, [x0]
+    mov sp, x1
+    ldp x19, x20, [sp, #0]
+    ldp x21, x22, [sp, #16]
+    ldp x23, x24, [sp, #32]
+    ldp x25, x26, [sp, #48]
+    ldp x27, x28, [sp, #64]
+    ldp x29, x30, [sp, #80]
+    ldp d8, d9, [sp, #96]
+    ldp d10, d11, [sp, #112]
+    ldp d12, d13, [sp, #128]
+    ldp d14, d15, [sp, #144]
+    add sp, sp, #160
+    ret
+.size fftconv_host_switch, .-fftconv_host_switch
+)");
+constexpr int kSavedWords = 20, kReturnWord = 11;
+#else
+#error "the host runtime has a fiber switch for x86-64 and aarch64"
+#endif
+
+uint32_t next_random() {  // xorshift64*
+  uint64_t& x = rt.random_state;
+  x ^= x >> 12, x ^= x << 25, x ^= x >> 27;
+  return (uint32_t)((x * 0x2545F4914F6CDD1Dull) >> 32);
+}
+
+const char* base_name(const char* path) {
+  const char* slash = strrchr(path, '/');
+  return slash ? slash + 1 : path;
+}
+
+bool in_stacks(uintptr_t a) { return a - (uintptr_t)stacks < (kStackBytes + kGuardBytes) * kMaxThreads; }
+
+const char* describe_address(const void* address) {
+  static char text[64];
+  const char* a = (const char*)address;
+  if (a >= rt.dynamic && a < rt.dynamic + kernel->dynamic_shared_bytes)
+    snprintf(text, sizeof(text), "dynamic shared memory + %zu", (size_t)(a - rt.dynamic));
+  else if (a >= rt.shared && a < rt.shared + rt.shared_size) snprintf(text, sizeof(text), "static shared memory");
+  else snprintf(text, sizeof(text), "global address %p", address);
+  return text;
+}
+
+void back_to_scheduler() {
+  in_fiber = false;
+  fftconv_host_switch(&rt.thread[rt.current].stack_pointer, scheduler_stack);
+}
+
+void fail(Failure kind, const char* format, ...) {
+  if (rt.failure == kNone) {
+    rt.failure = kind;
+    va_list arguments;
+    va_start(arguments, format);
+    int n = vsnprintf(rt.message, rt.message_size, format, arguments);
+    va_end(arguments);
+    char* end = rt.message + (n < 0 ? 0 : n);
+    size_t room = n < 0 || (size_t)n >= rt.message_size ? 0 : rt.message_size - n;
+    if (rt.last_barrier.file)
+      snprintf(end, room, " [block (%u, %u, %u), after the barrier at %s:%d]", blockIdx.x, blockIdx.y, blockIdx.z,
+               base_name(rt.last_barrier.file), rt.last_barrier.line);
+    else snprintf(end, room, " [block (%u, %u, %u)]", blockIdx.x, blockIdx.y, blockIdx.z);
+  }
+  if (in_fiber) back_to_scheduler();
+}
+
+static void fiber_main() {
+  kernel->call(params);
+  rt.thread[rt.current].state = kDone;
+  back_to_scheduler();
+}
+
+static void start_fiber(unsigned t) {
+  // Tops differ by an odd number of cache lines, so that the stacks do not fall on the same cache sets.
+  char* top = stacks + (kStackBytes + kGuardBytes) * (t + 1) - 64 - (t % 61) * 1088;
+  void** frame = (void**)((uintptr_t)top & ~(uintptr_t)15) - 2 - kSavedWords;
+  memset(frame, 0, sizeof(void*) * (kSavedWords + 2));
+  frame[kReturnWord] = (void*)&fiber_main;
+  rt.thread[t].stack_pointer = frame;
+  rt.thread[t].state = kReady;
+}
+
+bool same_site(const Site& a, const Site& b) {
+  return a.line == b.line && !strcmp(base_name(a.file), base_name(b.file));
+}
+
+static void release_block_barrier(FftconvHostReduce reduce) {
+  int sum = 0;
+  for (unsigned t = 0; t < rt.threads; ++t) sum += rt.thread[t].predicate != 0;
+  int result = reduce == FFTCONV_HOST_COUNT ? sum : reduce == FFTCONV_HOST_AND ? sum == (int)rt.threads : sum != 0;
+  for (unsigned t = 0; t < rt.threads; ++t) {
+    rt.thread[t].state = kReady;
+    rt.thread[t].predicate = result;
+  }
+  rt.last_barrier = rt.barrier;
+  rt.arrived = 0;
+  rt.released = kBlock;
+  if (rt.race_check) race_syncthreads();
+}
+
+extern "C" int fftconv_host_syncthreads(FftconvHostReduce reduce, int predicate, const char* file, int line) {
+  Thread& me = rt.thread[rt.current];
+  me.site = {file, line};
+  me.predicate = predicate;
+  me.state = kAtBlockBarrier;
+  if (rt.arrived++ == 0) rt.barrier = me.site;
+  if (!same_site(rt.barrier, me.site))
+    fail(kDivergent, "divergent barrier: thread %u is at %s:%d, others at %s:%d", rt.current, base_name(file), line,
+         base_name(rt.barrier.file), rt.barrier.line);
+  if (rt.arrived == rt.threads) release_block_barrier(reduce);
+  back_to_scheduler();
+  return me.predicate;
+}
+
+extern "C" void fftconv_host_yield() {
+  rt.thread[rt.current].only_polled = true;
+  back_to_scheduler();
+}
+
+extern "C" void fftconv_host_trap(const char* what) { fail(kMisuse, "thread %u: %s", rt.current, what); }
+
+// No thread can run: says why.
+static void diagnose() {
+  int done = -1, block = -1, warp = -1, spinning = -1;
+  for (unsigned t = 0; t < rt.threads; ++t) {
+    State state = rt.thread[t].state;
+    (state == kDone ? done : state == kAtBlockBarrier ? block : state == kAtWarp ? warp : spinning) = (int)t;
+  }
+  const Site site = block >= 0 ? rt.thread[block].site : warp >= 0 ? rt.thread[warp].site : Site{nullptr, 0};
+  if (spinning >= 0)
+    fail(kStuck, "stuck: thread %d waits for ever (an mbarrier phase that never completes, or a spin loop)", spinning);
+  else if (block >= 0 && warp >= 0)
+    fail(kDivergent,
+         "divergent barrier: thread %d waits in __syncthreads at %s:%d, thread %d in a warp function at %s:%d (mask "
+         "0x%08x)",
+         block, base_name(site.file), site.line, warp, base_name(rt.thread[warp].site.file), rt.thread[warp].site.line,
+         rt.thread[warp].mask);
+  else if (done >= 0)
+    fail(kExited, "thread %d exited before the %s at %s:%d, where thread %d waits", done,
+         block >= 0 ? "__syncthreads" : "warp function", base_name(site.file), site.line, block >= 0 ? block : warp);
+  else
+    fail(kStuck, "stuck: threads wait at different barriers, thread %d at %s:%d", block >= 0 ? block : warp,
+         base_name(site.file), site.line);
+}
+
+static void put_in_order(unsigned* order, unsigned count) {
+  for (unsigned i = 0; i < count; ++i) order[i] = rt.order == kDescending ? count - 1 - i : i;
+  if (rt.order != kRandom) return;
+  for (unsigned i = count - 1; i > 0; --i) {
+    unsigned j = next_random() % (i + 1), swap = order[i];
+    order[i] = order[j], order[j] = swap;
+  }
+}
+
+// Runs the threads of a warp that can run; returns whether one did more than poll.
+static bool run_warp(unsigned first) {
+  unsigned order[32], lanes = rt.threads - first < 32 ? rt.threads - first : 32;
+  rt.progress = false;
+  put_in_order(order, lanes);
+  for (unsigned i = 0; i < lanes; ++i) {
+    Thread& thread = rt.thread[first + order[i]];
+    if (thread.state != kReady) continue;
+    rt.current = threadIdx.x = first + order[i];
+    thread.only_polled = false;
+    rt.released = kNobody;
+    in_fiber = true;
+    fftconv_host_switch(&scheduler_stack, thread.stack_pointer);
+    rt.progress |= !thread.only_polled;
+    if (rt.failure || rt.released == kBlock) break;
+    if (rt.released == kLanes && rt.order != kRandom) i = -1u;  // start again at the first lane that can run
+  }
+  return rt.progress;
+}
+
+// Always runs the first thread of the order that can run: threads that nothing orders are seen as far apart as can be,
+// in one order in front and in the other behind. In random order a warp may be left at any of its barriers.
+static void run_threads() {
+  const unsigned warps = (rt.threads + 31) / 32;
+  unsigned order[kMaxThreads / 32], idle_rounds = 0;
+  for (;;) {
+    bool progress = false;
+    rt.released = kNobody;
+    put_in_order(order, warps);
+    for (unsigned i = 0; i < warps && rt.released != kBlock; ++i)
+      while (run_warp(order[i] * 32)) {
+        progress = true;
+        if (rt.failure || rt.released == kBlock || (rt.order == kRandom && next_random() % 2)) break;
+      }
+    if (rt.failure) return;
+    unsigned ready = 0, done = 0;
+    for (unsigned t = 0; t < rt.threads; ++t)
+      ready += rt.thread[t].state == kReady, done += rt.thread[t].state == kDone;
+    if (done == rt.threads) return;
+    idle_rounds = progress ? 0 : idle_rounds + 1;
+    if (!ready || idle_rounds > kIdleRounds) return diagnose();
+  }
+}
+
+static void check_red_zone() {
+  const char* p = rt.dynamic + rt.smem_bytes;
+  const size_t size = kernel->dynamic_shared_bytes - rt.smem_bytes;
+  if (*p == (char)0xff && !memcmp(p, p + 1, size - 1)) return;  // all of it is as poisoned
+  while (*p == (char)0xff) ++p;
+  fail(kFault, "write past the %u bytes of dynamic shared memory, at offset %zu", rt.smem_bytes,
+       (size_t)(p - rt.dynamic));
+}
+
+static void run_block() {
+  memset(rt.shared, 0xff, rt.shared_size);  // NaN as half, bfloat16 and float
+  rt.last_barrier = {nullptr, 0};
+  rt.arrived = 0;
+  for (unsigned t = 0; t < rt.threads; ++t) start_fiber(t);
+  if (rt.race_check) race_block();
+  mbarrier_block_begin();
+  run_threads();
+  if (!rt.failure) mbarrier_block_end();
+  if (!rt.failure) check_red_zone();
+}
+
+// All of a kernel's shared memory is its shared object's TLS segment.
+static int find_shared(dl_phdr_info* info, size_t, void*) {
+  bool is_kernel = false;
+  size_t size = 0;
+  for (int i = 0; i < info->dlpi_phnum; ++i) {
+    const auto& header = info->dlpi_phdr[i];
+    is_kernel |=
+        header.p_type == PT_LOAD && (uintptr_t)kernel->call - (info->dlpi_addr + header.p_vaddr) < header.p_memsz;
+    if (header.p_type == PT_TLS) size = header.p_memsz;
+  }
+  if (!is_kernel) return 0;
+  rt.shared = (char*)info->dlpi_tls_data;
+  rt.shared_size = size;
+  return 1;
+}
+
+static void make_stacks() {
+  if (stacks) return;
+  size_t each = kStackBytes + kGuardBytes;
+  void* memory =
+      mmap(nullptr, each * kMaxThreads, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) return fail(kMisuse, "no memory for the fibers' stacks");
+  stacks = (char*)memory;
+  for (unsigned t = 0; t < kMaxThreads; ++t) mprotect(stacks + each * t, kGuardBytes, PROT_NONE);
+}
+
+static void on_fault(int signal, siginfo_t* info, void*) {
+  if (!pthread_equal(pthread_self(), launching)) {  // not ours: die of it
+    struct sigaction action = {};
+    action.sa_handler = SIG_DFL;
+    sigaction(signal, &action, nullptr);
+    return;
+  }
+  in_fiber = false;  // already on the signal stack: leave by the jump below
+  uintptr_t address = (uintptr_t)info->si_addr;
+  if (signal == SIGILL || signal == SIGTRAP) fail(kFault, "thread %u trapped (signal %d)", rt.current, signal);
+  else if (in_stacks(address))
+    fail(kFault, "thread %u overflowed its fiber's stack of %zu KiB", rt.current, kStackBytes >> 10);
+  else if (!address) fail(kFault, "thread %u: access to a null pointer, or a misaligned one", rt.current);
+  else fail(kFault, "thread %u: invalid access to global address %p", rt.current, info->si_addr);
+  siglongjmp(fault_exit, 1);
+}
+
+static void run_grid() {
+  for (unsigned z = 0; z < gridDim.z; ++z)
+    for (unsigned y = 0; y < gridDim.y; ++y)
+      for (unsigned x = 0; x < gridDim.x; ++x) {
+        blockIdx.x = x, blockIdx.y = y, blockIdx.z = z;
+        run_block();
+        if (rt.failure) return;
+      }
+}
+
+static void run_guarded() {
+  static char signal_stack[64 << 10];
+  const int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP};
+  struct sigaction action = {}, before[4];
+  stack_t alternate = {}, stack_before;
+  alternate.ss_sp = signal_stack, alternate.ss_size = sizeof(signal_stack);
+  sigaltstack(&alternate, &stack_before);
+  action.sa_sigaction = on_fault;
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+  for (int i = 0; i < 4; ++i) sigaction(signals[i], &action, &before[i]);
+  if (!sigsetjmp(fault_exit, 1)) run_grid();
+  for (int i = 0; i < 4; ++i) sigaction(signals[i], &before[i], nullptr);
+  sigaltstack(&stack_before, nullptr);
+}
+
+}  // namespace host
+
+extern "C" int fftconv_host_launch(const FftconvHostKernel* launched, FftconvHostLaunch* launch) {
+  using namespace host;
+  rt.failure = kNone, rt.message = launch->message, rt.message_size = sizeof(launch->message);
+  rt.threads = launch->threads, rt.smem_bytes = launch->smem_bytes;
+  rt.order = (Order)launch->order, rt.race_check = launch->race_check;
+  rt.random_state = launch->seed * 0x9E3779B97F4A7C15ull + 0x1234567ull;
+  rt.last_barrier = {nullptr, 0};
+  gridDim = dim3(launch->grid[0], launch->grid[1], launch->grid[2]), blockDim = dim3(launch->threads);
+  threadIdx = uint3{0, 0, 0}, blockIdx = uint3{0, 0, 0};
+  kernel = launched, params = launch->params, launching = pthread_self();
+  rt.dynamic = (char*)kernel->dynamic_shared;
+  dl_iterate_phdr(find_shared, nullptr);
+  if (launch->params_bytes != kernel->params_bytes)
+    fail(kMisuse, "the parameter struct has %zu bytes, the kernel's has %zu", launch->params_bytes,
+         kernel->params_bytes);
+  if (!rt.threads || rt.threads > kMaxThreads || rt.smem_bytes > FFTCONV_HOST_SHARED_BYTES)
+    fail(kMisuse, "a block of %u threads and %u bytes of shared memory is beyond CUDA's limits", rt.threads,
+         rt.smem_bytes);
+  if (!rt.failure) make_stacks();
+  if (!rt.failure && rt.race_check) race_launch();
+  if (!rt.failure) run_guarded();
+  if (rt.race_check) race_release();
+  return rt.failure;
+}
