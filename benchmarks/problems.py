@@ -1,0 +1,263 @@
+"""Problems to check: one record each, the inputs that belong to it, and the sets that ``fftconv verify`` runs."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fftconv_cupy.archs import ArchLimits
+from fftconv_cupy.errors import UnsupportedProblemError
+from fftconv_cupy.plan import block_config, max_points
+from fftconv_cupy.problem import CPU_DTYPES, DTYPES, MODES, Problem, make_problem
+from fftconv_cupy.readers import NUMPY_DTYPES
+from fftconv_cupy.reference import fftconv_reference
+
+Array = NDArray[np.generic]
+
+LEVELS = ("quick", "normal", "full")
+LAYOUTS = ("packed", "strided", "transposed", "gapped", "broadcast")
+"""How arrays lie in memory, see `fftconv_cupy.benchmarks.places`."""
+
+_GATES: tuple[tuple[bool, bool, bool], ...] = (
+    (False, False, False),
+    (True, True, False),
+    (True, False, True),
+    (False, True, False),
+    (True, True, True),
+    (False, False, True),
+)
+_LENGTHS = (1, 2, 3, 5, 17, 31, 64, 97, 127, 128, 129, 251, 500, 511, 513, 1000, 1023, 1025, 2039, 4095, 4097)
+_LONG_LENGTHS = (8191, 10007, 16383)
+_SMALL_ROWS = ((1, 1), (3, 5), (33, 3), (17, 7), (2, 41))
+_ROWS = ((1, 1), (1, 3), (2, 2), (3, 1), (3, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One convolution, with everything that is needed to run it again.
+
+    Attributes:
+        mode: one of "causal", "full", "same", "circular".
+        dtype: of u, the gates and the output.
+        seqlen: L.
+        filter_len: K.
+        batch: B.
+        channels: H.
+        fft_size: as passed, None for the default.
+        filter_dtype: of k.
+        in_gate: with an input gate.
+        out_gate: with an output gate.
+        skip_dtype: dtype of the skip vector, None for none.
+        shared_filter: k is (K,).
+        prepared: the filter goes through `prepare_filter`.
+        layout: one of `LAYOUTS`.
+        scaled: the rows of u differ in scale by powers of two.
+    """
+
+    mode: str
+    dtype: str
+    seqlen: int
+    filter_len: int
+    batch: int = 2
+    channels: int = 3
+    fft_size: int | None = None
+    filter_dtype: str = "float32"
+    in_gate: bool = False
+    out_gate: bool = False
+    skip_dtype: str | None = None
+    shared_filter: bool = False
+    prepared: bool = False
+    layout: str = "packed"
+    scaled: bool = False
+
+    @property
+    def problem(self) -> Problem:
+        """The validated problem."""
+        return make_problem(
+            self.mode,
+            batch=self.batch,
+            channels=self.channels,
+            seqlen=self.seqlen,
+            filter_len=self.filter_len,
+            dtype=self.dtype,
+            filter_dtype=self.filter_dtype,
+            fft_size=self.fft_size,
+            shared_filter=self.shared_filter,
+            in_gate=self.in_gate,
+            out_gate=self.out_gate,
+            skip=self.skip_dtype is not None,
+            dtypes=CPU_DTYPES,
+        )
+
+    @property
+    def label(self) -> str:
+        """The configuration on one line, as failures name it."""
+        words = [f"{self.mode} {self.dtype} N={self.problem.fft_size} L={self.seqlen} K={self.filter_len}"]
+        words.append(f"B={self.batch} H={self.channels} k={self.filter_dtype}")
+        flags = {
+            "in_gate": self.in_gate,
+            "out_gate": self.out_gate,
+            f"skip={self.skip_dtype}": self.skip_dtype is not None,
+            "shared": self.shared_filter,
+            "prepared": self.prepared,
+            self.layout: self.layout != "packed",
+            "scaled": self.scaled,
+        }
+        return " ".join(words + [name for name, on in flags.items() if on])
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """NumPy arrays of a case: u (B, H, L), k (H, K) or (K,), gates or None, skip (H,) or None."""
+
+    u: Array
+    k: Array
+    in_gate: Array | None
+    out_gate: Array | None
+    skip: Array | None
+
+
+def make_inputs(case: Case) -> Inputs:
+    """Draw the inputs of a case: the same ones in every run and on every machine.
+
+    Taps are white with a sum of squares of 1, not decaying: each counts, and outputs are of the order of the inputs.
+    """
+    seed = int.from_bytes(hashlib.sha256(case.label.encode()).digest()[:8], "little")
+    rng = np.random.default_rng(seed)
+    problem = case.problem
+
+    def draw(shape: tuple[int, ...], dtype: str, scale: float = 1.0) -> Array:
+        values = rng.standard_normal(shape) * scale
+        return values.astype(NUMPY_DTYPES[dtype])
+
+    rows = (case.batch, case.channels, case.seqlen)
+    u = draw(rows, case.dtype)
+    if case.scaled:
+        exponents = rng.integers(-6, 7, (case.batch, case.channels, 1))
+        u = (u.astype(np.float64) * 2.0**exponents).astype(u.dtype)
+    outputs = (case.batch, case.channels, problem.out_len)
+    gate_rows = (1, *rows[1:]) if case.layout == "broadcast" else rows
+    out_gate_rows = (1, *outputs[1:]) if case.layout == "broadcast" else outputs
+    return Inputs(
+        u=u,
+        k=draw(
+            (case.filter_len,) if case.shared_filter else (case.channels, case.filter_len),
+            case.filter_dtype,
+            case.filter_len**-0.5,
+        ),
+        in_gate=np.broadcast_to(draw(gate_rows, case.dtype), rows) if case.in_gate else None,
+        out_gate=np.broadcast_to(draw(out_gate_rows, case.dtype), outputs) if case.out_gate else None,
+        skip=draw((case.channels,), case.skip_dtype) if case.skip_dtype else None,
+    )
+
+
+def reference_of(case: Case, inputs: Inputs) -> NDArray[np.float64]:
+    """Return the float64 result of a case, (B, H, outputs)."""
+    return fftconv_reference(
+        inputs.u,
+        inputs.k,
+        mode=case.mode,
+        fft_size=case.fft_size,
+        in_gate=inputs.in_gate,
+        out_gate=inputs.out_gate,
+        skip=inputs.skip,
+    )
+
+
+def verify_cases(level: str, dtypes: Iterable[str], limits: ArchLimits) -> list[Case]:
+    """Return the cases of a verification: every FFT size in every mode, odd lengths, and special cases.
+
+    Args:
+        level: "quick" has each size in each mode once, "normal" with each dtype, "full" also with each set of gates.
+        dtypes: dtypes of u to take.
+        limits: of the GPU; cases that it cannot compute are left out.
+    """
+    dtypes = tuple(dtypes)
+    draw = random.Random("fftconv verify")
+    cases = [
+        _vary(case, draw)
+        for case in (*_size_cases(level, dtypes, draw, 2 * max_points(limits)), *_length_cases(level, dtypes, draw))
+    ]
+    cases += _special_cases(level, dtypes)
+    return [case for case in dict.fromkeys(cases) if fits(case, limits)]
+
+
+def _size_cases(level: str, dtypes: tuple[str, ...], draw: random.Random, largest: int) -> Iterator[Case]:
+    """Yield rows that use a transform of each size to its last point."""
+    size = 2
+    while size <= largest:
+        half = size // 2
+        shapes = {"causal": (half, half), "full": (half, half + 1), "same": (half, size), "circular": (size, size)}
+        for mode in MODES:
+            seqlen, filter_len = shapes[mode]
+            for dtype in (draw.choice(dtypes),) if level == "quick" else dtypes:
+                for gates in _GATES if level == "full" else (draw.choice(_GATES),):
+                    yield _gated(Case(mode, dtype, seqlen, filter_len), gates, draw)
+        size *= 2
+
+
+def _length_cases(level: str, dtypes: tuple[str, ...], draw: random.Random) -> Iterator[Case]:
+    """Yield odd, prime and power-of-two lengths and their neighbours, with short and long filters."""
+    shapes = [
+        (mode, seqlen, filter_len)
+        for mode in MODES
+        for seqlen in (_LENGTHS if level == "quick" else _LENGTHS + _LONG_LENGTHS)
+        for filter_len in sorted({1, 2, 3, seqlen // 2 + 1, max(1, seqlen - 1), seqlen, seqlen + 1, 2 * seqlen + 1})
+    ]
+    if level != "full":
+        shapes = draw.sample(shapes, 60 if level == "quick" else 300)
+    for mode, seqlen, filter_len in shapes:
+        yield _gated(Case(mode, draw.choice(dtypes), seqlen, filter_len), draw.choice(_GATES), draw)
+
+
+def _special_cases(level: str, dtypes: tuple[str, ...]) -> Iterator[Case]:
+    for dtype in dtypes:
+        # A period given: rows shorter than half of it, rows longer than half, filters folded several times.
+        yield Case("circular", dtype, 100, 30, fft_size=256)
+        yield Case("circular", dtype, 200, 1000, fft_size=256, batch=3, in_gate=True)
+        yield Case("circular", dtype, 2048, 1, fft_size=2048, batch=5, scaled=True, prepared=True)
+        yield Case("circular", dtype, 1024, 1024, batch=1, channels=7, out_gate=True)
+        # A transform larger than needed changes nothing.
+        yield Case("causal", dtype, 100, 100, fft_size=2048, layout="strided")
+        yield Case("full", dtype, 33, 70, fft_size=1024, shared_filter=True)
+        yield Case("same", dtype, 1024, 1025, fft_size=4096, skip_dtype="float32")
+        yield Case("causal", dtype, 64, 64, batch=0)
+        if level != "quick":
+            # Past the 65535 blocks of a grid's y and z.
+            yield Case("causal", dtype, 4, 3, batch=65537, channels=1)
+            yield Case("circular", dtype, 4, 4, batch=2, channels=65537, in_gate=True, out_gate=True)
+
+
+def _gated(case: Case, gates: tuple[bool, bool, bool], draw: random.Random) -> Case:
+    in_gate, out_gate, skip = gates
+    skip_dtype = draw.choice(("float32", case.dtype)) if skip else None
+    return replace(case, in_gate=in_gate, out_gate=out_gate, skip_dtype=skip_dtype)
+
+
+def _vary(case: Case, draw: random.Random) -> Case:
+    """Draw what is not enumerated; the few rows of long transforms keep the float64 references quick."""
+    batch, channels = draw.choice(_SMALL_ROWS if max(case.seqlen, case.filter_len) <= 512 else _ROWS)
+    return replace(
+        case,
+        batch=batch,
+        channels=channels,
+        filter_dtype=draw.choice(DTYPES if case.dtype != "float64" else CPU_DTYPES),
+        shared_filter=draw.random() < 0.2,
+        prepared=draw.random() < 0.4,
+        layout=draw.choice(LAYOUTS),
+        scaled=draw.random() < 0.3,
+    )
+
+
+def fits(case: Case, limits: ArchLimits) -> bool:
+    """Whether one block of the GPU can compute a case."""
+    try:
+        block_config(case.problem, limits)
+    except UnsupportedProblemError:
+        return False
+    return True

@@ -1,0 +1,154 @@
+"""The figures that the forward convolution has to meet on an H100 80GB HBM3, and a check of records against them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fftconv_cupy.benchmarks.baselines import OURS
+
+Record = dict[str, Any]
+
+MIN_COPY_GB_PER_S = 2950.0
+TOLERANCE = 1.05  # met: within 5 % of a figure
+NEAR = 1.25
+
+# Times in ms for B x H = 64 x 768, 16-bit dtypes and a prepared filter, by mode, gated and FFT size. For the sizes
+# between, the ratio to the floor is set instead, at 3020 GB/s.
+_MS = {
+    ("causal", False): {256: 0.032, 1024: 0.083, 4096: 0.36, 8192: 0.77, 16384: 1.76, 32768: 3.84},
+    ("causal", True): {256: 0.040, 1024: 0.107, 4096: 0.41, 8192: 0.88, 16384: 2.13, 32768: 4.5},
+    ("circular", True): {256: 0.050, 1024: 0.20, 4096: 0.75, 8192: 1.60, 16384: 3.4},
+}
+_FLOOR_RATIO = {("causal", False): 2.5, ("causal", True): 1.6, ("circular", True): 1.5}  # of 512 to 2048 points
+_RATED_GB_PER_S = 3020.0
+
+RAW_FACTOR = 1.08
+RAW_MS = 0.006
+RAW_FACTOR_SMALL_BATCH = 1.18
+SHAPES_FACTOR = 1.3
+FLOAT32_FACTOR = 1.4
+FLOAT32_FACTOR_NEAR_FLOOR = 2.1
+CIRCULAR_PLAIN_FACTOR = 1.6
+EXTRA_MIB = 64.0
+HOST_MS = 0.020
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One cell against its figure: ``measured`` is met when it is at most ``limit``."""
+
+    what: str
+    cell: str
+    measured: float
+    limit: float
+    unit: str
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the figure is met."""
+        return self.measured <= self.limit
+
+    @property
+    def word(self) -> str:
+        """The verdict in one word: met, near (a time within 1.25 times its figure) or MISSED."""
+        if self.is_met:
+            return "met"
+        return "near" if self.measured <= self.limit * NEAR / TOLERANCE and self.unit == "ms" else "MISSED"
+
+
+def figure_ms(mode: str, gated: bool, fft_size: int) -> float | None:
+    """Return the time set for a cell of the target table in ms, scaled to B x H = 64 x 768, or None."""
+    sizes = _MS.get((mode, gated))
+    if sizes is None or not min(sizes) <= fft_size <= max(sizes):
+        return None
+    if fft_size in sizes:
+        return sizes[fft_size]
+    seqlen = fft_size if mode == "circular" else fft_size // 2
+    floor_bytes = 64 * 768 * seqlen * 2 * (4 if gated else 2)
+    return _FLOOR_RATIO[mode, gated] * floor_bytes / _RATED_GB_PER_S / 1e6
+
+
+def check(records: Sequence[Record]) -> list[Verdict]:
+    """Return every figure that the records of the suite "targets" let us judge, met or not."""
+    ours = [record for record in records if record["impl"] == OURS]
+    verdicts = []
+    for judge in (_speed, _raw, _shapes, _float32, _circular_plain, _memory, _host):
+        verdicts += list(judge(ours))
+    return verdicts
+
+
+def _speed(ours: Sequence[Record]) -> Iterator[Verdict]:
+    for record in ours:
+        figure = figure_ms(record["mode"], record["gated"], record["fft_size"])
+        if record["suite"] == "speed" and record["filter"] == "prepared" and figure is not None:
+            yield Verdict("time", _name(record), record["ms"] * record["scale"], TOLERANCE * figure, "ms")
+
+
+def _raw(ours: Sequence[Record]) -> Iterator[Verdict]:
+    """A raw filter against the same cell with a prepared one."""
+    for record in ours:
+        prepared = _find(ours, record, filter="prepared")
+        if record["suite"] in ("speed", "batch") and record["filter"] == "raw" and prepared:
+            few = record["batch"] < 16
+            limit = prepared["ms"] * (RAW_FACTOR_SMALL_BATCH if few else RAW_FACTOR) + (0.0 if few else RAW_MS)
+            yield Verdict("raw filter", _name(record), record["ms"], limit, "ms unscaled")
+
+
+def _shapes(ours: Sequence[Record]) -> Iterator[Verdict]:
+    """Odd lengths, strided u, "same" and "full" against the causal cell that fills the same FFT size."""
+    for record in ours:
+        if record["suite"] not in ("shapes", "strided"):
+            continue
+        seqlen = record["fft_size"] // 2
+        whole = _find(ours, record, suite="speed", mode="causal", filter="prepared", seqlen=seqlen, filter_len=seqlen)
+        if whole:
+            yield Verdict(record["suite"], _name(record), record["ms"] / whole["ms"], SHAPES_FACTOR, "x whole")
+
+
+def _float32(ours: Sequence[Record]) -> Iterator[Verdict]:
+    for record in ours:
+        half = _find(ours, record, suite="speed", dtype="float16")
+        if record["suite"] == "float32" and half:
+            is_near_floor = half["ms"] <= 2 * half["floor_ms"]
+            limit = FLOAT32_FACTOR_NEAR_FLOOR if is_near_floor else FLOAT32_FACTOR
+            yield Verdict("float32", _name(record), record["ms"] / half["ms"], limit, "x float16")
+
+
+def _circular_plain(ours: Sequence[Record]) -> Iterator[Verdict]:
+    for record in ours:
+        gated = _find(ours, record, gated=True)
+        if record["suite"] == "speed" and record["mode"] == "circular" and not record["gated"] and gated:
+            limit = CIRCULAR_PLAIN_FACTOR * gated["ms"] / gated["floor_ms"]
+            yield Verdict("circular plain", _name(record), record["ms"] / record["floor_ms"], limit, "x floor")
+
+
+def _memory(ours: Sequence[Record]) -> Iterator[Verdict]:
+    """Every memory cell, and of the other cells the one that takes most."""
+    cells = [record for record in ours if record["suite"] == "memory"]
+    others = [record for record in ours if record["suite"] not in ("memory", "host")]
+    cells += sorted(others, key=lambda record: record["extra_mib"])[-1:]
+    for record in cells:
+        yield Verdict("memory", _name(record), record["extra_mib"], EXTRA_MIB, "MiB")
+
+
+def _host(ours: Sequence[Record]) -> Iterator[Verdict]:
+    for record in ours:
+        if record["suite"] == "host":
+            yield Verdict("host", f"{record['framework']} arrays, prepared", record["ms"] * 1e3, HOST_MS * 1e3, "us")
+
+
+def _find(records: Sequence[Record], like: Record, **changes: Any) -> Record | None:
+    """Return the record that differs from another in the given fields only, as far as fields describe the problem."""
+    keys = ("suite", "mode", "gated", "dtype", "filter", "fft_size", "batch", "channels", "seqlen", "filter_len")
+    wanted = {key: changes.get(key, like[key]) for key in keys}
+    return next((record for record in records if all(record[key] == value for key, value in wanted.items())), None)
+
+
+def _name(record: Record) -> str:
+    gates = "gated" if record["gated"] else "plain"
+    words = [record["mode"], gates, record["dtype"], f"N={record['fft_size']}"]
+    if record["seqlen"] * (1 if record["mode"] == "circular" else 2) != record["fft_size"]:
+        words.append(f"L={record['seqlen']}")
+    return " ".join([*words, f"B={record['batch']} H={record['channels']}"])
