@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fftconv_cupy.errors import UnsupportedDeviceError, message
 
 OLDEST_CAPABILITY = 75  # compute capability 7.5, Turing
+BULK_COPY_CAPABILITY = 90  # 9.0, Hopper
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,25 +17,28 @@ class ArchLimits:
     Attributes:
         arch: NVRTC's name, ``"sm_90"``.
         block_shared_bytes: dynamic shared memory that one block may take, opted in.
+        multiprocessor_shared_bytes: shared memory of a multiprocessor, of which each block takes 1 KB for the system.
         has_bulk_copy: copies from global to shared memory by the bulk engine (sm_90 and later).
     """
 
     arch: str
     block_shared_bytes: int
+    multiprocessor_shared_bytes: int
     has_bulk_copy: bool
 
 
-# CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability": maximum shared memory per block.
+# CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability": maximum amount of
+# shared memory per block, and per multiprocessor.
 ARCHS = {
     limits.arch: limits
     for limits in (
-        ArchLimits("sm_75", 64 << 10, has_bulk_copy=False),
-        ArchLimits("sm_80", 163 << 10, has_bulk_copy=False),
-        ArchLimits("sm_86", 99 << 10, has_bulk_copy=False),
-        ArchLimits("sm_89", 99 << 10, has_bulk_copy=False),
-        ArchLimits("sm_90", 227 << 10, has_bulk_copy=True),
-        ArchLimits("sm_100", 227 << 10, has_bulk_copy=True),
-        ArchLimits("sm_120", 99 << 10, has_bulk_copy=True),
+        ArchLimits("sm_75", 64 << 10, 64 << 10, has_bulk_copy=False),
+        ArchLimits("sm_80", 163 << 10, 164 << 10, has_bulk_copy=False),
+        ArchLimits("sm_86", 99 << 10, 100 << 10, has_bulk_copy=False),
+        ArchLimits("sm_89", 99 << 10, 100 << 10, has_bulk_copy=False),
+        ArchLimits("sm_90", 227 << 10, 228 << 10, has_bulk_copy=True),
+        ArchLimits("sm_100", 227 << 10, 228 << 10, has_bulk_copy=True),
+        ArchLimits("sm_120", 99 << 10, 100 << 10, has_bulk_copy=True),
     )
 }
 

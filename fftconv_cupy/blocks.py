@@ -6,6 +6,7 @@ transform size is one row of `BLOCK_CONFIGS`.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,15 +14,15 @@ from functools import cache
 
 from fftconv_cupy.archs import ArchLimits, arch_limits
 from fftconv_cupy.errors import InvalidArgumentError, message
+from fftconv_cupy.params import FilterParams, FwdParams
 from fftconv_cupy.source import KernelSpec
 
 COMPLEX_BYTES = 8
-FWD_PARAMS_BYTES = 160  # sizeof(FwdParams) and sizeof(FilterParams), which the entries check
-FILTER_PARAMS_BYTES = 64
 CUDA_TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float"}
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 EXTRAS = ("none", "gates", "any")  # in the order of the kernel's enum
 _BARRIER_BYTES = 16
+_SYSTEM_BYTES = 1 << 10  # of shared memory that each block takes beside what it asks for
 _BOOLEANS = (False, True)
 
 
@@ -117,13 +118,19 @@ class FilterVariant:
     is_general: bool
 
 
+def fitting_configs(limits: ArchLimits) -> list[BlockConfig]:
+    """Return the block configurations whose exchange buffers fit a block of the GPU, smallest first."""
+    return [config for config in BLOCK_CONFIGS.values() if config.exchange_bytes <= limits.block_shared_bytes]
+
+
 def can_prefetch(config: BlockConfig, limits: ArchLimits, dtype: str, *, is_paired: bool) -> bool:
     """Return whether whole rows are prefetched: the GPU can, it pays, and it leaves room for as many blocks."""
     needed = forward_bytes(config, dtype, is_paired=is_paired, has_prefetch=True)
     return (
         limits.has_bulk_copy
         and config.prefetch_jobs[is_paired] > 0
-        and needed * config.min_blocks <= limits.block_shared_bytes
+        and needed <= limits.block_shared_bytes
+        and config.min_blocks * (needed + _SYSTEM_BYTES) <= limits.multiprocessor_shared_bytes
     )
 
 
@@ -146,7 +153,7 @@ def forward_spec(config: BlockConfig, variant: ForwardVariant) -> KernelSpec:
         ("FFTCONV_EXTRAS", str(EXTRAS.index(variant.extras))),
         ("FFTCONV_HAS_PREFETCH", str(int(variant.has_prefetch))),
         ("FFTCONV_SHARED_BYTES", str(shared_bytes)),
-        ("FFTCONV_PARAMS_BYTES", str(FWD_PARAMS_BYTES)),
+        ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(FwdParams))),
     )
     return KernelSpec("fftconv_fwd", real_points(config, is_paired=variant.is_paired), defines)
 
@@ -158,7 +165,7 @@ def filter_spec(config: BlockConfig, variant: FilterVariant) -> KernelSpec:
         ("FFTCONV_FILTER_T", CUDA_TYPES[variant.dtype]),
         ("FFTCONV_IS_GENERAL", str(int(variant.is_general))),
         ("FFTCONV_SHARED_BYTES", str(config.exchange_bytes)),
-        ("FFTCONV_PARAMS_BYTES", str(FILTER_PARAMS_BYTES)),
+        ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(FilterParams))),
     )
     return KernelSpec("fftconv_filter", real_points(config, is_paired=variant.is_paired), defines)
 
@@ -216,22 +223,22 @@ def _kernels(config: BlockConfig, limits: ArchLimits) -> tuple[tuple[KernelSpec,
     return tuple(kernels)
 
 
-def iter_kernels(arch: str, *, fft_sizes: Iterable[int] | None = None) -> Iterator[tuple[KernelSpec, BlockConfig, int]]:
+def iter_kernels(
+    arch: str | ArchLimits, *, fft_sizes: Iterable[int] | None = None
+) -> Iterator[tuple[KernelSpec, BlockConfig, int]]:
     """Yield every kernel that a plan for `arch` may name: (spec, block configuration, dynamic shared memory in bytes).
 
     Args:
-        arch: one of `ARCHS`.
+        arch: name of one of `ARCHS`, or the limits of a GPU.
         fft_sizes: only kernels of these FFT sizes (real points); None yields all.
 
     Raises:
         InvalidArgumentError: an FFT size that no kernel of this architecture has.
     """
-    limits = arch_limits(arch)
+    limits = arch if isinstance(arch, ArchLimits) else arch_limits(arch)
     wanted = None if fft_sizes is None else set(fft_sizes)
     seen = set()
-    for config in BLOCK_CONFIGS.values():
-        if config.exchange_bytes > limits.block_shared_bytes:
-            continue
+    for config in fitting_configs(limits):
         for spec, block, shared_bytes in _kernels(config, limits):
             seen.add(spec.fft_size)
             if wanted is None or spec.fft_size in wanted:
@@ -241,13 +248,13 @@ def iter_kernels(arch: str, *, fft_sizes: Iterable[int] | None = None) -> Iterat
             message(
                 "fft_size",
                 got=", ".join(map(str, sorted(wanted - seen))),
-                allowed=f"on {arch} {', '.join(map(str, sorted(seen)))}",
+                allowed=f"on {limits.arch} {', '.join(map(str, sorted(seen)))}",
                 do="Pass one of these sizes.",
             )
         )
 
 
-def iter_kernel_specs(arch: str, *, fft_sizes: Iterable[int] | None = None) -> Iterator[KernelSpec]:
+def iter_kernel_specs(arch: str | ArchLimits, *, fft_sizes: Iterable[int] | None = None) -> Iterator[KernelSpec]:
     """Yield the specs of `iter_kernels`."""
     for spec, _, _ in iter_kernels(arch, fft_sizes=fft_sizes):
         yield spec

@@ -6,74 +6,26 @@ look-up, an argument structure of its own (callers may be concurrent) and a laun
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from fftconv_cupy import arrays
-from fftconv_cupy.archs import ARCHS, OLDEST_CAPABILITY, ArchLimits, arch_limits
+from fftconv_cupy.archs import ARCHS, BULK_COPY_CAPABILITY, OLDEST_CAPABILITY, ArchLimits, arch_limits
 from fftconv_cupy.arrays import ArrayView
 from fftconv_cupy.blocks import ITEM_BYTES, BlockConfig
 from fftconv_cupy.compile import LoadedKernel, load_kernel, precompile
-from fftconv_cupy.dependencies import import_cupy
+from fftconv_cupy.dependencies import import_cupy, import_nvrtc
 from fftconv_cupy.errors import UnsupportedDeviceError, message
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.plan import Plan, make_plan
+from fftconv_cupy.params import FilterParams, FwdParams
+from fftconv_cupy.plan import Plan, block_config, make_plan
 from fftconv_cupy.problem import Problem
 from fftconv_cupy.source import KernelSpec
 from fftconv_cupy.tables import twiddle_table
-
-
-class FwdParams(ctypes.Structure):
-    """`fftconv::FwdParams` of kernels/params.cuh."""
-
-    _fields_ = (
-        ("u", ctypes.c_void_p),
-        ("in_gate", ctypes.c_void_p),
-        ("out_gate", ctypes.c_void_p),
-        ("y", ctypes.c_void_p),
-        ("spectrum", ctypes.c_void_p),
-        ("twiddles", ctypes.c_void_p),
-        ("skip", ctypes.c_void_p),
-        ("u_batch_stride", ctypes.c_longlong),
-        ("u_channel_stride", ctypes.c_longlong),
-        ("in_gate_batch_stride", ctypes.c_longlong),
-        ("in_gate_channel_stride", ctypes.c_longlong),
-        ("out_gate_batch_stride", ctypes.c_longlong),
-        ("out_gate_channel_stride", ctypes.c_longlong),
-        ("y_batch_stride", ctypes.c_longlong),
-        ("y_channel_stride", ctypes.c_longlong),
-        ("spectrum_stride", ctypes.c_longlong),
-        ("batch", ctypes.c_int),
-        ("channels", ctypes.c_int),
-        ("in_len", ctypes.c_int),
-        ("out_len", ctypes.c_int),
-        ("log2_batch_slots", ctypes.c_int),
-        ("iterations", ctypes.c_int),
-        ("skip_is_float", ctypes.c_int),
-        ("skip_scale", ctypes.c_float),
-    )
-
-
-class FilterParams(ctypes.Structure):
-    """`fftconv::FilterParams` of kernels/params.cuh."""
-
-    _fields_ = (
-        ("filter", ctypes.c_void_p),
-        ("spectrum", ctypes.c_void_p),
-        ("twiddles", ctypes.c_void_p),
-        ("filter_stride", ctypes.c_longlong),
-        ("channels", ctypes.c_int),
-        ("filter_len", ctypes.c_int),
-        ("shift", ctypes.c_int),
-        ("period", ctypes.c_int),
-        ("positive_lags", ctypes.c_int),
-        ("negative_lags", ctypes.c_int),
-        ("scale", ctypes.c_float),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +68,33 @@ def device_limits(device: int) -> ArchLimits:
     listed = ARCHS.get(f"sm_{capability}")
     if listed is not None:
         return listed
-    shared = gpu.attributes["MaxSharedMemoryPerBlockOptin"]
-    return ArchLimits(f"sm_{capability}", shared, has_bulk_copy=int(capability) >= 90)
+    return ArchLimits(
+        f"sm_{capability}",
+        gpu.attributes["MaxSharedMemoryPerBlockOptin"],
+        gpu.attributes["MaxSharedMemoryPerMultiprocessor"],
+        has_bulk_copy=int(capability) >= BULK_COPY_CAPABILITY,
+    )
 
 
 def device_arch(device: int) -> str:
     """Return NVRTC's name of a device's architecture, such as ``"sm_90"``; errors as for `device_limits`."""
     return device_limits(device).arch
+
+
+def check(problem: Problem, device: int) -> None:
+    """Raise what a call on this device would raise, but for failed compilations, before anything is allocated.
+
+    Args:
+        problem: the problem.
+        device: ordinal of the device.
+
+    Raises:
+        UnsupportedDeviceError: the GPU is older than compute capability 7.5.
+        UnsupportedProblemError: the transform does not fit one block of this GPU.
+        MissingDependencyError: NVRTC is not installed.
+    """
+    block_config(problem, device_limits(device))
+    import_nvrtc()
 
 
 def run(
@@ -210,23 +182,22 @@ def prepare(problem: Problem, k: ArrayView, stream: int) -> tuple[Any, ArrayView
     return data, view
 
 
-def warm(problem: Problem, archs: Sequence[str] | None = None, device: int | None = None) -> list[str]:
-    """Compile, and where `archs` is None also load on a device, every kernel that arrays of any alignment may need.
+def warm(problem: Problem, archs: Sequence[str] | None = None) -> list[str]:
+    """Compile, and where `archs` is None also load, every kernel that arrays of any alignment may need.
 
     Args:
         problem: the problem.
-        archs: architectures to compile for into the cache on disk; None means for the device and load there.
-        device: ordinal of the device, default the current one.
+        archs: architectures to compile for into the cache on disk; None means for the current device, and load there.
 
     Returns:
-        A line for each kernel: its entry, architecture and defines' digest-free description.
+        A line for each kernel: architecture, FFT size, entry and template flags.
     """
     lines = []
     alignments = ((True, True), (True, False), (False, False))
     if archs is None:
-        ordinal = import_cupy().cuda.runtime.getDevice() if device is None else device
+        device = import_cupy().cuda.runtime.getDevice()
         for is_vector, is_bulk in alignments:
-            launcher = _new_launcher((problem, ordinal, is_vector, is_bulk, False))
+            launcher = _new_launcher((problem, device, is_vector, is_bulk, False))
             lines += [_describe(spec, launcher.plan.limits) for spec in (launcher.plan.forward, launcher.plan.filter)]
     for arch in archs or ():
         limits = arch_limits(arch)
@@ -263,10 +234,15 @@ def _new_launcher(key: tuple[Problem, int, bool, bool, bool]) -> _Launcher:
     limits = device_limits(device)
     made = make_plan(problem, limits, is_vector=is_vector, is_bulk=is_bulk, is_prepared=is_prepared)
     config = made.config
+    with ThreadPoolExecutor(2) as pool:  # a first use compiles both kernels, side by side
+        loads = [
+            pool.submit(load_kernel, spec, limits.arch, shared_bytes, device)
+            for spec, shared_bytes in ((made.forward, made.shared_bytes), (made.filter, config.exchange_bytes))
+        ]
     launcher = _Launcher(
         plan=made,
-        forward=load_kernel(made.forward, limits.arch, made.shared_bytes, device),
-        filter=load_kernel(made.filter, limits.arch, config.exchange_bytes, device),
+        forward=loads[0].result(),
+        filter=loads[1].result(),
         twiddles=_device_table(config, made.strategy == "paired", device),
     )
     with _lock:
@@ -352,6 +328,7 @@ def _launch_filter(
         rows,
         problem.filter_len,
         lags.shift,
+        lags.negative_shift,
         lags.period,
         lags.positive,
         lags.negative,

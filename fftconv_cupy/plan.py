@@ -17,6 +17,7 @@ from fftconv_cupy.blocks import (
     ForwardVariant,
     can_prefetch,
     filter_spec,
+    fitting_configs,
     forward_bytes,
     forward_spec,
 )
@@ -24,7 +25,9 @@ from fftconv_cupy.errors import UnsupportedProblemError, message
 from fftconv_cupy.problem import Problem
 from fftconv_cupy.source import KernelSpec
 
-WORKSPACE_LIMIT = 64 << 20  # bytes above inputs and output that one call may take
+# A call takes at most 64 MiB above inputs and output; the twiddle tables, made once, have their share of it.
+WORKSPACE_LIMIT = 63 << 20
+_LARGEST_AXIS = 1 << 30  # sums of two lengths and of a row index and a block's slots stay within an int
 _GRID_YZ = 65535  # CUDA's limit for the second and third dimension of a grid
 _BULK_BLOCKS = 1024  # a block with prefetch walks through several rows, but not so many that fewer blocks are left
 
@@ -35,12 +38,14 @@ class FilterLags:
 
     Attributes:
         shift: index of the tap at lag 0.
-        period: the filter is folded modulo this number first; 0 means not.
+        negative_shift: the same for negative lags, which a circular filter has at its end.
+        period: the filter is folded modulo this number; 0 means not.
         positive: lags 0 .. positive - 1 are kept.
         negative: lags -1 .. -negative are kept.
     """
 
     shift: int
+    negative_shift: int
     period: int
     positive: int
     negative: int
@@ -115,7 +120,7 @@ class Plan:
 
 def max_points(limits: ArchLimits) -> int:
     """Return the complex points of the largest transform that one block of the GPU can hold."""
-    return max(c.points for c in BLOCK_CONFIGS.values() if c.exchange_bytes <= limits.block_shared_bytes)
+    return fitting_configs(limits)[-1].points
 
 
 def transform_of(problem: Problem) -> tuple[str, int]:
@@ -144,19 +149,16 @@ def block_config(problem: Problem, limits: ArchLimits) -> tuple[str, BlockConfig
     """
     strategy, least = transform_of(problem)
     largest = max_points(limits)
-    real_points = 1 if strategy == "paired" or problem.mode == "circular" else 2
-    given = problem.fft_size if problem.mode != "circular" or strategy == "paired" else 0
-    if least > largest or given > real_points * largest:
+    if least > largest or problem.fft_size > 2 * largest:
         raise UnsupportedProblemError(
             message(
                 "FFT size",
-                got=f"{max(given, problem.fft_size)} for mode {problem.mode!r} with L = {problem.seqlen} and "
-                f"K = {problem.filter_len}",
+                got=f"{problem.fft_size} for {problem.mode!r} with L = {problem.seqlen} and K = {problem.filter_len}",
                 allowed=f"on {limits.arch} up to {2 * largest} in linear modes, and L up to {largest} in 'circular'",
                 do="Shorten the row or the filter, or split the row into overlapping parts.",
             )
         )
-    return strategy, next(c for points, c in sorted(BLOCK_CONFIGS.items()) if points >= least)
+    return strategy, next(config for config in fitting_configs(limits) if config.points >= least)
 
 
 def make_plan(
@@ -172,14 +174,14 @@ def make_plan(
         is_prepared: the filter's spectrum comes with the call.
 
     Raises:
-        UnsupportedProblemError: the transform does not fit one block of this GPU, or a dimension exceeds 2^31 - 1.
+        UnsupportedProblemError: the transform does not fit one block of this GPU, or an axis reaches 2^30.
     """
-    if max(problem.batch, problem.channels, problem.seqlen, problem.filter_len) >= 1 << 31:
+    if max(problem.batch, problem.channels, problem.seqlen, problem.filter_len) >= _LARGEST_AXIS:
         raise UnsupportedProblemError(
             message(
                 "shape",
                 got=f"B = {problem.batch}, H = {problem.channels}, L = {problem.seqlen}, K = {problem.filter_len}",
-                allowed="each below 2^31",
+                allowed="each below 2^30",
                 do="Split the arrays.",
             )
         )
@@ -268,15 +270,16 @@ def filter_lags(problem: Problem, strategy: str) -> FilterLags:
     from lag -(L-1) to L-1. Lags that no pair of an input and an output has are left out.
     """
     seqlen, filter_len = problem.seqlen, problem.filter_len
-    if strategy == "paired":
-        n = problem.fft_size
-        return FilterLags(0, n, n, 0) if filter_len > n else FilterLags(0, 0, filter_len, 0)
     if problem.mode == "circular":
-        return FilterLags(0, problem.fft_size, seqlen, seqlen - 1)
+        n = problem.fft_size
+        period = n if filter_len > n else 0
+        if strategy == "paired":
+            return FilterLags(0, 0, period, min(filter_len, n), 0)
+        return FilterLags(0, n, period, min(filter_len, seqlen), seqlen - 1)
     if problem.mode == "same":
         shift = (filter_len - 1) // 2
-        return FilterLags(shift, 0, min(filter_len - shift, seqlen), min(shift, seqlen - 1))
-    return FilterLags(0, 0, problem.taps, 0)
+        return FilterLags(shift, shift, 0, min(filter_len - shift, seqlen), min(shift, seqlen - 1))
+    return FilterLags(0, 0, 0, problem.taps, 0)
 
 
 def _reasons(

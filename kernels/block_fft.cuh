@@ -56,11 +56,11 @@ struct BlockFft {
 
   // `after_exchange` runs once, when every thread of the block has read its part of the input.
   template <bool kIsReal, class Hook>
-  FFTCONV_DEVICE static void forward(complex_t* x, complex_t* s_row, int thread, const float4* g_twiddle, Hook after_exchange) {
+  FFTCONV_DEVICE static void forward(complex_t* x, complex_t* s_row, int thread, const float4* g_twiddle,
+                                     Hook after_exchange) {
     using P = PassOf<0>;
-    static_for<P::kColumns>([&](auto column) {
-      forward_root<P::kLog2Radix, kQuarters, kIsReal>(x + column.value * P::kRadix);
-    });
+    static_for<P::kColumns>(
+        [&](auto column) { forward_root<P::kLog2Radix, kQuarters, kIsReal>(x + column.value * P::kRadix); });
     static_for<Layout::kPasses - 1>([&](auto index) {
       constexpr int pass = index.value + 1;
       store_shared<pass - 1>(s_row, thread, x);

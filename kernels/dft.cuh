@@ -1,10 +1,10 @@
 // Transforms of 2, 4, 8, 16 or 32 points in registers, in ring form.
 //
-// The complex M-point transform evaluates a polynomial of C[z] / (z^M - e(phi)), e(x) = exp(2 pi i x), at the M roots of
-// z^M = e(phi): phi = 1/4 gives the negacyclic ring of 2M reals (z^M = i), phi = 0 the cyclic one. Factoring
-// z^2h - t^2 = (z^h - t)(z^h + t) splits a *node* of phase phi into two of phases phi/2 and phi/2 + 1/2 by the butterfly
-// (a, b) -> (a + t b, a - t b) with t = e(phi/2). So sub-node s of level i (s counts in natural order, i from 1) has
-// t = e((phi + bitrev(s)) / 2^i), and an odd s has i times the t of its even neighbour.
+// The complex M-point transform evaluates a polynomial of C[z] / (z^M - e(phi)), e(x) = exp(2 pi i x), at the M roots
+// of z^M = e(phi): phi = 1/4 gives the negacyclic ring of 2M reals (z^M = i), phi = 0 the cyclic one. Factoring z^2h -
+// t^2 = (z^h - t)(z^h + t) splits a *node* of phase phi into two of phases phi/2 and phi/2 + 1/2 by the butterfly (a,
+// b) -> (a + t b, a - t b) with t = e(phi/2). So sub-node s of level i (s counts in natural order, i from 1) has t =
+// e((phi + bitrev(s)) / 2^i), and an odd s has i times the t of its even neighbour.
 #pragma once
 #include "types.cuh"
 
@@ -95,7 +95,8 @@ FFTCONV_DEVICE void forward_root(complex_t* x) {
   });
 }
 
-// Any other node's pass, with the twiddles of its even sub-nodes: level 1, level 2, two of level 3, four of level 4, ...
+// Any other node's pass, with the twiddles of its even sub-nodes: level 1, level 2, two of level 3, four of level 4,
+// ...
 template <int kLog2Radix>
 FFTCONV_DEVICE void forward_node(complex_t* x, const complex_t* twiddle) {
   constexpr int kRadix = 1 << kLog2Radix;
@@ -115,7 +116,8 @@ FFTCONV_DEVICE void forward_node(complex_t* x, const complex_t* twiddle) {
   });
 }
 
-// Unscaled inverse DFT, bit-reversed in, natural out. The caller multiplies x[m] by conj(e(m phi / R)) for a node of phase phi.
+// Unscaled inverse DFT, bit-reversed in, natural out. The caller multiplies x[m] by conj(e(m phi / R)) for a node of
+// phase phi.
 template <int kLog2Radix>
 FFTCONV_DEVICE void inverse_dft(complex_t* x) {
   constexpr int kRadix = 1 << kLog2Radix;

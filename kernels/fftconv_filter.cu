@@ -1,5 +1,5 @@
-// The spectrum of each channel's filter, in ring order, as fftconv_fwd reads it: float4 [kEpt / 2][threads a row], with 1 / M
-// folded in. It comes out of the same passes as the rows' transforms, so its order needs no permutation.
+// The spectrum of each channel's filter, in ring order, as fftconv_fwd reads it: float4 [kEpt / 2][threads a row], with
+// 1 / M folded in. It comes out of the same passes as the rows' transforms, so its order needs no permutation.
 #include "block_fft.cuh"
 #include "io.cuh"
 
@@ -7,8 +7,8 @@ extern __shared__ float4 s_dynamic[];
 
 namespace fftconv {
 
-// The sum of the taps at index, index + period, ...; in float64, for a filter of many periods folds to a long sum. Not inlined
-// at each of a thread's positions: folding is rare.
+// The sum of the taps at index, index + period, ...; in float64, for a filter of many periods folds to a long sum. Not
+// inlined at each of a thread's positions: only filters longer than the period are folded.
 template <class filter_t>
 __device__ __noinline__ float folded_tap(const filter_t* g_filter, long long index, int period, int filter_len) {
   double sum = 0;
@@ -26,10 +26,14 @@ FFTCONV_DEVICE float tap_at(const FilterParams& p, const typename Config::filter
   } else {
     const bool is_negative = position >= size - p.negative_lags;
     if (position >= p.positive_lags && !is_negative) return 0.f;
-    const int lag = is_negative ? position - size : position;
-    const int index = lag < 0 && p.period > 0 ? lag + p.period : lag + p.shift;
-    const float tap = p.period > 0 ? folded_tap(g_filter, index, p.period, p.filter_len) : S::widen(__ldg(g_filter + index));
-    return lag < 0 ? -tap : tap;
+    const int index = is_negative ? position - size + p.negative_shift : position + p.shift;
+    float tap = 0.f;
+    if (p.period > 0) {
+      tap = folded_tap(g_filter, index, p.period, p.filter_len);
+    } else if (index < p.filter_len) {
+      tap = S::widen(__ldg(g_filter + index));
+    }
+    return is_negative ? -tap : tap;
   }
 }
 
@@ -60,7 +64,8 @@ FFTCONV_DEVICE void transform_filter(const FilterParams& p, complex_t* s_base) {
   float4* g_spectrum = p.spectrum + channel * (Layout::kPoints / 2) + thread;
   static_for<Layout::kEpt / 2>([&](auto i) {
     const complex_t a = x[2 * i.value], b = x[2 * i.value + 1];
-    g_spectrum[i.value * Layout::kThreads] = make_float4(a.re * p.scale, a.im * p.scale, b.re * p.scale, b.im * p.scale);
+    g_spectrum[i.value * Layout::kThreads] =
+        make_float4(a.re * p.scale, a.im * p.scale, b.re * p.scale, b.im * p.scale);
   });
 }
 
@@ -70,7 +75,7 @@ struct Config {
   using Layout = fftconv::Layout<true, FFTCONV_LOG2_POINTS, FFTCONV_LOG2_EPT, FFTCONV_LOG2_RADICES>;
   using filter_t = FFTCONV_FILTER_T;
   static constexpr int kQuarters = FFTCONV_QUARTERS, kRows = FFTCONV_ROWS;
-  static constexpr bool kIsGeneral = FFTCONV_IS_GENERAL;  // not just taps 0 .. M - 1 at their own positions
+  static constexpr bool kIsGeneral = FFTCONV_IS_GENERAL;            // not just taps 0 .. M - 1 at their own positions
   static constexpr bool kIsComplex = kIsGeneral && kQuarters != 0;  // taps may lie at ring positions from M on
   static constexpr int kThreads = kRows * Layout::kThreads;
   static constexpr int kSharedBytes = kRows * Layout::kRowSlots * static_cast<int>(sizeof(fftconv::complex_t));

@@ -1,7 +1,8 @@
-// y = out_gate * (conv(in_gate * u, k) + skip * in_gate * u): one transform of M complex points a row, or a pair of rows.
+// y = out_gate * (conv(in_gate * u, k) + skip * in_gate * u): one transform of M complex points a row, or a pair of
+// rows.
 //
-// A block holds one row or several; every input byte is read once and every output byte written once. The filter comes as
-// its spectrum, made by fftconv_filter with the same layout. Grid: x walks the batch, y and z the channels, so that
+// A block holds one row or several; every input byte is read once and every output byte written once. The filter comes
+// as its spectrum, made by fftconv_filter with the same layout. Grid: x walks the batch, y and z the channels, so that
 // neighbouring blocks share a channel's spectrum through L2.
 #include "block_fft.cuh"
 #include "io.cuh"
@@ -11,13 +12,14 @@ extern __shared__ float4 s_dynamic[];
 
 namespace fftconv {
 
-// What a call may have beside u and k: nothing; both gates; or any of the gates and the skip term, looked at when the kernel
-// runs (each the same for all threads). The first two are kernels of their own because they are timed most: what is
-// certain to be there, or not, leaves the compiler free to load early.
+// What a call may have beside u and k: nothing; both gates; or any of the gates and the skip term, looked at when the
+// kernel runs (each the same for all threads). The first two are kernels of their own because they are timed most: what
+// is certain to be there, or not, leaves the compiler free to load early.
 enum class Extras { kNone, kGates, kAny };
 
-// Config: Layout, io_t, kQuarters, kRows and the flags; this adds what follows from them. Shared memory is, in this order,
-// an exchange buffer a row, the prefetched row or rows of u, the norms of paired rows by warp, and the prefetch's barrier.
+// Config: Layout, io_t, kQuarters, kRows and the flags; this adds what follows from them. Shared memory is, in this
+// order, an exchange buffer a row, the prefetched row or rows of u, the norms of paired rows by warp, and the
+// prefetch's barrier.
 template <class Config>
 struct FwdTraits : Config {
   using Layout = typename Config::Layout;
@@ -29,14 +31,16 @@ struct FwdTraits : Config {
   static constexpr int kPrefetchOffset = Config::kRows * Layout::kRowSlots * static_cast<int>(sizeof(complex_t));
   static constexpr int kRowBytes = Layout::kPoints * static_cast<int>(sizeof(io_t));
   static constexpr int kNormOffset = kPrefetchOffset + (Config::kHasPrefetch ? (kIsPaired ? 2 : 1) * kRowBytes : 0);
-  static constexpr int kBarrierOffset = kNormOffset + (kIsPaired && Layout::kThreads > 32 ? Layout::kThreads / 32 * 8 : 0);
+  static constexpr int kBarrierOffset =
+      kNormOffset + (kIsPaired && Layout::kThreads > 32 ? Layout::kThreads / 32 * 8 : 0);
   static constexpr int kSharedBytes = kBarrierOffset + (Config::kHasPrefetch ? 16 : 0);
 
   static_assert(!kIsPaired || Config::kIsComplex, "paired rows are the two parts of a complex sequence");
   static_assert(!Config::kHasPrefetch || (Config::kRows == 1 && Layout::kThreads > 32 && !Config::kHasTail),
                 "only whole rows are prefetched, one job a block, whose first exchange is a barrier of the block");
   static_assert(!Config::kHasPrefetch || kIsPaired || !Config::kIsComplex, "a whole linear row has no imaginary part");
-  static_assert(Layout::kThreads <= 32 || Config::kRows == 1, "rows that share a block barrier must agree on every branch");
+  static_assert(Layout::kThreads <= 32 || Config::kRows == 1,
+                "rows that share a block barrier must agree on every branch");
 };
 
 // The row of an array at (batch, channel).
@@ -49,8 +53,8 @@ FFTCONV_DEVICE const io_t* row_of(const void* g_array, Strides strides, int batc
   return static_cast<const io_t*>(g_array) + batch * strides.batch + channel * strides.channel;
 }
 
-// One part of the transform, from and to row (batch, channel), from point `first` of the row on. A prefetched row of u is
-// read from its copy `s_u`.
+// One part of the transform, from and to row (batch, channel), from point `first` of the row on. A prefetched row of u
+// is read from its copy `s_u`.
 template <class Traits, Part kPart>
 FFTCONV_DEVICE void load_row(const FwdParams& p, complex_t* x, int batch, int channel, int first, int thread,
                              const typename Traits::io_t* s_u) {
@@ -78,14 +82,16 @@ FFTCONV_DEVICE void store_row(const FwdParams& p, complex_t* x, int batch, int c
 
 // Forward, times the filter's spectrum, inverse: the circular or negacyclic convolution of the sequence held in x.
 template <class Traits, class Hook>
-FFTCONV_DEVICE void convolve(const FwdParams& p, complex_t* x, complex_t* s_row, int channel, int thread, Hook after_exchange) {
+FFTCONV_DEVICE void convolve(const FwdParams& p, complex_t* x, complex_t* s_row, int channel, int thread,
+                             Hook after_exchange) {
   using Layout = typename Traits::Layout;
   Traits::Fft::template forward<!Traits::kIsComplex>(x, s_row, thread, p.twiddles, after_exchange);
   float skip = 0.f;  // a tap at lag 0 adds a constant to the spectrum
   if (Traits::kExtras == Extras::kAny && p.skip != nullptr) {
     using io_t = typename Traits::io_t;
-    skip = p.skip_scale * (p.skip_is_float ? static_cast<const float*>(p.skip)[channel]
-                                           : Storage<io_t>::widen(static_cast<const io_t*>(p.skip)[channel]));
+    skip = p.skip_scale
+           * (p.skip_is_float ? static_cast<const float*>(p.skip)[channel]
+                              : Storage<io_t>::widen(static_cast<const io_t*>(p.skip)[channel]));
   }
   const float4* g_spectrum = p.spectrum + channel * p.spectrum_stride + thread;
   static_for<Layout::kEpt / 2>([&](auto i) {
@@ -96,47 +102,73 @@ FFTCONV_DEVICE void convolve(const FwdParams& p, complex_t* x, complex_t* s_row,
   Traits::Fft::template inverse<!Traits::kIsComplex>(x, s_row, thread, p.twiddles);
 }
 
-// The power of two nearest to 1 / sqrt(norm2), and its inverse.
+// Whether a row of this squared norm can share a transform: scales and squares stay clear of overflow and underflow.
+FFTCONV_DEVICE bool can_share(float norm2) {
+  constexpr float kLargest = 1.2676506e30f;  // 2^100
+  return norm2 == 0.f || (norm2 > 1.f / kLargest && norm2 < kLargest);
+}
+
+// The power of two nearest to 1 / sqrt(norm2), and its inverse; a row of zeros stays one whatever it is paired with.
 FFTCONV_DEVICE float2 balancing_scale(float norm2) {
+  if (norm2 == 0.f) return make_float2(1.f, 0.f);
   const int exponent = static_cast<int>(__float_as_uint(norm2) >> 23) - 127;
   const int half = (exponent + 1) >> 1;
   return make_float2(__uint_as_float((127 - half) << 23), __uint_as_float((127 + half) << 23));
 }
 
-// Squared norms of the two parts over the threads of a row.
-template <class Traits>
-FFTCONV_DEVICE float2 squared_norms(const complex_t* x, float2* s_norms, int thread) {
+// Sums of term(re) and term(im) over the points of a row, the same in all its threads.
+template <class Traits, class Term>
+FFTCONV_DEVICE float2 row_sums(const complex_t* x, float2* s_sums, int thread, Term term) {
   constexpr int kRowThreads = Traits::Layout::kThreads, kLanes = kRowThreads < 32 ? kRowThreads : 32;
   float2 sum = make_float2(0.f, 0.f);
-  static_for<Traits::Layout::kEpt>([&](auto slot) {
-    const complex_t v = x[slot.value];
-    sum = make_float2(fmaf(v.re, v.re, sum.x), fmaf(v.im, v.im, sum.y));
-  });
+  static_for<Traits::Layout::kEpt>(
+      [&](auto slot) { sum = make_float2(term(x[slot.value].re, sum.x), term(x[slot.value].im, sum.y)); });
 #pragma unroll
   for (int lane = kLanes / 2; lane > 0; lane /= 2) {
     sum.x += __shfl_xor_sync(0xffffffffu, sum.x, lane);
     sum.y += __shfl_xor_sync(0xffffffffu, sum.y, lane);
   }
   if constexpr (kRowThreads > 32) {
-    if (thread % 32 == 0) s_norms[thread / 32] = sum;
+    if (thread % 32 == 0) s_sums[thread / 32] = sum;
     __syncthreads();
     sum = make_float2(0.f, 0.f);
 #pragma unroll
     for (int warp = 0; warp < kRowThreads / 32; warp++) {
-      sum.x += s_norms[warp].x;
-      sum.y += s_norms[warp].y;
+      sum.x += s_sums[warp].x;
+      sum.y += s_sums[warp].y;
     }
   }
   return sum;
 }
 
-// Rows 2 pair and 2 pair + 1 as real and imaginary part. The filter is real, so the rows stay apart up to rounding; each is
-// scaled to norm 1 so that neither drowns the other. Where a norm is zero, not finite or out of range the rows of the pair
-// (and of all pairs of the warp or block, whose threads must branch together) are convolved one by one.
+// Whether the condition holds for any thread that must take the same branch: the warp's rows, or the block's only one.
+template <class Traits>
+FFTCONV_DEVICE bool any_row(bool condition) {
+  return Traits::Layout::kThreads <= 32 ? __any_sync(0xffffffffu, condition) : condition;
+}
+
+// Squared norms of the two parts, zero only for rows of zeros (the padding of a batch, say): squares underflow long
+// before values do, so that magnitudes decide.
+template <class Traits>
+FFTCONV_DEVICE float2 squared_norms(const complex_t* x, float2* s_sums, int thread) {
+  constexpr float kTiny = 1e-38f;
+  float2 norm = row_sums<Traits>(x, s_sums, thread, [](float v, float sum) { return fmaf(v, v, sum); });
+  if (any_row<Traits>(norm.x == 0.f || norm.y == 0.f)) {
+    if constexpr (Traits::Layout::kThreads > 32) __syncthreads();  // all have read the first sums
+    const float2 size = row_sums<Traits>(x, s_sums, thread, [](float v, float sum) { return fabsf(v) + sum; });
+    if (norm.x == 0.f && size.x > 0.f) norm.x = kTiny;  // which cannot share
+    if (norm.y == 0.f && size.y > 0.f) norm.y = kTiny;
+  }
+  return norm;
+}
+
+// Rows 2 pair and 2 pair + 1 as real and imaginary part. The filter is real, so the rows stay apart up to rounding;
+// each is scaled to norm 1 so that neither drowns the other. Where a norm is not finite or out of range the rows of the
+// pair (and of all pairs of the warp, whose threads must branch together) are convolved one by one.
 template <class Traits, class Hook>
-FFTCONV_DEVICE void convolve_pair(const FwdParams& p, complex_t* s_row, float2* s_norms, const typename Traits::io_t* s_u,
-                                  int pair, int channel, int thread, bool is_active, Hook after_last_load) {
-  constexpr float kLargest = 1.2676506e30f;  // 2^100: squares and scales stay clear of overflow and underflow
+FFTCONV_DEVICE void convolve_pair(const FwdParams& p, complex_t* s_row, float2* s_norms,
+                                  const typename Traits::io_t* s_u, int pair, int channel, int thread, bool is_active,
+                                  Hook after_last_load) {
   const int first = 2 * pair, second = first + 1;
   const bool has_second = second < p.batch;
   bool is_split = false;
@@ -153,10 +185,7 @@ FFTCONV_DEVICE void convolve_pair(const FwdParams& p, complex_t* s_row, float2* 
     float2 real_scale = make_float2(1.f, 1.f), imag_scale = real_scale;
     if (!is_split) {
       const float2 norm = squared_norms<Traits>(x, s_norms, thread);
-      const float low = fminf(norm.x, norm.y), high = fmaxf(norm.x, norm.y);
-      const bool is_safe = low > 1.f / kLargest && high < kLargest && norm.x == norm.x && norm.y == norm.y;
-      const bool must_split = is_pair && !is_safe;
-      is_split = Traits::Layout::kThreads <= 32 ? __any_sync(0xffffffffu, must_split) : must_split;
+      is_split = any_row<Traits>(is_pair && !(can_share(norm.x) && can_share(norm.y)));
       if (is_split) {
         part = -1;
         continue;
@@ -166,15 +195,13 @@ FFTCONV_DEVICE void convolve_pair(const FwdParams& p, complex_t* s_row, float2* 
         imag_scale = balancing_scale(norm.y);
       }
     }
-    static_for<Traits::Layout::kEpt>([&](auto slot) {
-      x[slot.value] = {x[slot.value].re * real_scale.x, x[slot.value].im * imag_scale.x};
-    });
+    static_for<Traits::Layout::kEpt>(
+        [&](auto slot) { x[slot.value] = {x[slot.value].re * real_scale.x, x[slot.value].im * imag_scale.x}; });
     convolve<Traits>(p, x, s_row, channel, thread, [&] {
       if (!is_split || part == 1) after_last_load();
     });
-    static_for<Traits::Layout::kEpt>([&](auto slot) {
-      x[slot.value] = {x[slot.value].re * real_scale.y, x[slot.value].im * imag_scale.y};
-    });
+    static_for<Traits::Layout::kEpt>(
+        [&](auto slot) { x[slot.value] = {x[slot.value].re * real_scale.y, x[slot.value].im * imag_scale.y}; });
     if (is_active && (part == 0 || has_second)) store_row<Traits, Part::kReal>(p, x, batch, channel, 0, thread);
     if (is_active && is_pair) store_row<Traits, Part::kImag>(p, x, second, channel, 0, thread);
     if (!is_split) break;
@@ -183,8 +210,8 @@ FFTCONV_DEVICE void convolve_pair(const FwdParams& p, complex_t* s_row, float2* 
 
 // One row: points from M on, where there are any, are the imaginary part (z^M = i).
 template <class Traits, class Hook>
-FFTCONV_DEVICE void convolve_row(const FwdParams& p, complex_t* s_row, const typename Traits::io_t* s_u, int batch, int channel,
-                                 int thread, bool is_active, Hook after_load) {
+FFTCONV_DEVICE void convolve_row(const FwdParams& p, complex_t* s_row, const typename Traits::io_t* s_u, int batch,
+                                 int channel, int thread, bool is_active, Hook after_load) {
   constexpr int kPoints = Traits::Layout::kPoints;
   complex_t x[Traits::Layout::kEpt];
   load_row<Traits, Part::kReal>(p, x, batch, channel, 0, thread, s_u);
@@ -197,11 +224,11 @@ FFTCONV_DEVICE void convolve_row(const FwdParams& p, complex_t* s_row, const typ
 }
 
 // Jobs (rows, or pairs of rows) first .. end - 1 of a channel, `batch_slots` at a time, of which this thread has number
-// `batch_slot`. Slots without a job of their own repeat the last one, for they take part in barriers, and store nothing.
-// With kHasPrefetch the u of the next job is copied to shared memory while one is transformed.
+// `batch_slot`. Slots without a job of their own repeat the last one, for they take part in barriers, and store
+// nothing. With kHasPrefetch the u of the next job is copied to shared memory while one is transformed.
 template <class Traits>
-FFTCONV_DEVICE void convolve_jobs(const FwdParams& p, char* s_base, int first, int end, int batch_slots, int batch_slot, int row,
-                                  int channel, bool has_channel, int thread) {
+FFTCONV_DEVICE void convolve_jobs(const FwdParams& p, char* s_base, int first, int end, int batch_slots, int batch_slot,
+                                  int row, int channel, bool has_channel, int thread) {
   using io_t = typename Traits::io_t;
   complex_t* s_row = reinterpret_cast<complex_t*>(s_base) + row * Traits::Layout::kRowSlots;
   io_t* s_u = reinterpret_cast<io_t*>(s_base + Traits::kPrefetchOffset);
@@ -255,8 +282,8 @@ FFTCONV_DEVICE void forward(const FwdParams& p, char* s_base) {
   const int jobs = Traits::kIsPaired ? p.batch / 2 + p.batch % 2 : p.batch;
   const long long first_job = static_cast<long long>(blockIdx.x) * p.iterations * batch_slots;
   const long long end_job = first_job + static_cast<long long>(p.iterations) * batch_slots;
-  convolve_jobs<Traits>(p, s_base, static_cast<int>(first_job), static_cast<int>(end_job < jobs ? end_job : jobs), batch_slots,
-                        row & (batch_slots - 1), row, channel, has_channel, thread);
+  convolve_jobs<Traits>(p, s_base, static_cast<int>(first_job), static_cast<int>(end_job < jobs ? end_job : jobs),
+                        batch_slots, row & (batch_slots - 1), row, channel, has_channel, thread);
 }
 
 }  // namespace fftconv

@@ -1,8 +1,8 @@
 // Load and store policies: storage types, lengths, gates and alignment are met here and nowhere else.
 //
-// A transform takes two real sequences, its real and imaginary *parts*. Linear convolutions load point n of the row into the
-// real part and point n + M into the imaginary part (absent where the row is not longer than M); paired circular ones load
-// two batch rows.
+// A transform takes two real sequences, its real and imaginary *parts*. Linear convolutions load point n of the row
+// into the real part and point n + M into the imaginary part (absent where the row is not longer than M); paired
+// circular ones load two batch rows.
 #pragma once
 #include "layout.cuh"
 #include "params.cuh"
@@ -24,8 +24,8 @@ FFTCONV_DEVICE float& part_of(complex_t& v) {
 // path: the compiler may then move the loads before earlier stores of outputs.
 enum class Memory { kGlobal, kShared };
 
-// The value at `pointer`, or zero bits. What is done with the value is left outside the condition, so that a thread's loads
-// are issued together.
+// The value at `pointer`, or zero bits. What is done with the value is left outside the condition, so that a thread's
+// loads are issued together.
 template <Memory kMemory, class value_t>
 FFTCONV_DEVICE value_t read_if(bool condition, const value_t* pointer) {
   value_t value{};
@@ -40,8 +40,8 @@ FFTCONV_DEVICE value_t read_if(bool condition, const value_t* pointer) {
 }
 
 // One point, or two neighbours, of a row; zero where the row has ended.
-// Neighbours are accessed together only where rows start at an even address and have an even length (Layout::kIsVector).
-// Traits::kHasTail: the row may be shorter than the transform.
+// Neighbours are accessed together only where rows start at an even address and have an even length
+// (Layout::kIsVector). Traits::kHasTail: the row may be shorter than the transform.
 template <class Traits, Memory kMemory>
 struct RowAccess {
   using io_t = typename Traits::io_t;
@@ -62,9 +62,9 @@ struct RowAccess {
   }
 };
 
-// Calls access(Int<first slot>, Int<second slot>, Int<offset>) for each pair of neighbouring points that a thread holds, or
-// access(Int<slot>, Int<slot>, Int<offset>) for each point where the layout has no neighbours; `offset` counts from the
-// thread's base in the row.
+// Calls access(Int<first slot>, Int<second slot>, Int<offset>) for each pair of neighbouring points that a thread
+// holds, or access(Int<slot>, Int<slot>, Int<offset>) for each point where the layout has no neighbours; `offset`
+// counts from the thread's base in the row.
 template <class Traits, class Access>
 FFTCONV_DEVICE void for_each_access(Access access) {
   using P = Pass<typename Traits::Layout, 0>;
@@ -94,8 +94,8 @@ FFTCONV_DEVICE void load_part(complex_t* x, const typename Traits::io_t* u, int 
 
 // x.part = gate * u.
 template <class Traits, Part kPart, Memory kMemory>
-FFTCONV_DEVICE void load_gated(complex_t* x, const typename Traits::io_t* u, const typename Traits::io_t* g_gate, int length,
-                               int thread) {
+FFTCONV_DEVICE void load_gated(complex_t* x, const typename Traits::io_t* u, const typename Traits::io_t* g_gate,
+                               int length, int thread) {
   using Access = RowAccess<Traits, kMemory>;
   using GateAccess = RowAccess<Traits, Memory::kGlobal>;
   const int base = Pass<typename Traits::Layout, 0>::base(thread);
@@ -134,8 +134,8 @@ FFTCONV_DEVICE void store_part(complex_t* x, typename Traits::io_t* g_y, int len
 
 // y = gate * x.part.
 template <class Traits, Part kPart>
-FFTCONV_DEVICE void store_gated(complex_t* x, typename Traits::io_t* g_y, const typename Traits::io_t* g_gate, int length,
-                                int thread) {
+FFTCONV_DEVICE void store_gated(complex_t* x, typename Traits::io_t* g_y, const typename Traits::io_t* g_gate,
+                                int length, int thread) {
   using Access = RowAccess<Traits, Memory::kGlobal>;
   const int base = Pass<typename Traits::Layout, 0>::base(thread);
   g_y += base;
@@ -147,7 +147,8 @@ FFTCONV_DEVICE void store_gated(complex_t* x, typename Traits::io_t* g_y, const 
       const float2 gate = Access::load2(g_gate + offset.value, length - offset.value);
       Access::store2(g_y + offset.value, length - offset.value, gate.x * first, gate.y * second);
     } else {
-      Access::store(g_y + offset.value, length - offset.value, Access::load(g_gate + offset.value, length - offset.value) * first);
+      Access::store(g_y + offset.value, length - offset.value,
+                    Access::load(g_gate + offset.value, length - offset.value) * first);
     }
   });
 }

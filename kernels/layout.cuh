@@ -28,12 +28,13 @@ struct Layout {
     return sum;
   }
 
-  // Two complex (16 bytes) of padding after each kEpt points keep 16-byte accesses free of bank conflicts. A position is
-  // the sum of a thread's part and a constant with disjoint bits, so padding them apart gives the same address.
+  // Two complex (16 bytes) of padding after each kEpt points keep 16-byte accesses free of bank conflicts. A position
+  // is the sum of a thread's part and a constant with disjoint bits, so padding them apart gives the same address.
   static constexpr int kRowSlots = kPoints + 2 * (kPoints / kEpt);  // complex slots of shared memory a row
   FFTCONV_DEVICE static constexpr int pad(int point) { return point + 2 * (point >> kLog2Ept); }
 
-  // Twiddle table (float4 = two twiddles), for each pass from 1 on: forward [radix / 4][nodes], inverse [radix / 2][nodes].
+  // Twiddle table (float4 = two twiddles), for each pass from 1 on: forward [radix / 4][nodes], inverse [radix /
+  // 2][nodes].
   FFTCONV_DEVICE static constexpr int forward_table(int pass) {
     int offset = 0;
     for (int i = 1; i < pass; i++) offset += 3 << (log2_radix(i) - 2 + log2_nodes(i));
@@ -55,8 +56,9 @@ struct Pass {
   static constexpr bool kIsLast = kLog2Stride == 0;
   static constexpr int kLog2NodeThreads = kIsLast ? 0 : kLog2Stride + kLog2Radix - Layout::kLog2Ept;
   static constexpr int kNodeThreads = 1 << kLog2NodeThreads;
-  // Two columns a thread are neighbours where they can be, so that memory is accessed two points at a time. In the first
-  // pass of rows that must be accessed point by point they are not: a warp then reads points that lie side by side.
+  // Two columns a thread are neighbours where they can be, so that memory is accessed two points at a time. In the
+  // first pass of rows that must be accessed point by point they are not: a warp then reads points that lie side by
+  // side.
   static constexpr bool kIsAdjacent = !kIsLast && kColumns >= 2 && (kPass > 0 || Layout::kIsVector);
   static constexpr int kWidth = kIsAdjacent || kIsLast ? 2 : 1;  // neighbouring points an access
   static constexpr int kAccesses = Layout::kEpt / kWidth;

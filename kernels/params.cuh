@@ -8,10 +8,10 @@ struct Strides {  // in elements
 };
 
 struct FwdParams {
-  const void* u;         // (B, H, in_len)
-  const void* in_gate;   // (B, H, in_len)
-  const void* out_gate;  // (B, H, out_len)
-  void* y;               // (B, H, out_len)
+  const void* u;           // (B, H, in_len)
+  const void* in_gate;     // (B, H, in_len)
+  const void* out_gate;    // (B, H, out_len)
+  void* y;                 // (B, H, out_len)
   const float4* spectrum;  // per channel [kEpt / 2][threads a row], 1 / M folded in
   const float4* twiddles;
   const void* skip;  // (H,), float32 or the storage type
@@ -30,9 +30,10 @@ struct FilterParams {
   const float4* twiddles;
   long long filter_stride;  // elements a channel
   int channels, filter_len;
-  // The tap at lag d is filter[d + shift], or with period > 0 the sum of the filter folded modulo `period` at d modulo it.
-  // Lags 0 .. positive_lags - 1 and -1 .. -negative_lags are kept; a negative lag -d lies at ring position size - d, negated.
-  int shift, period, positive_lags, negative_lags;
+  // The tap at lag d is filter[d + shift], for d < 0 filter[d + negative_shift], zero past the end; with period > 0 the
+  // sum of the taps a period apart from there on. Lags 0 .. positive_lags - 1 and -1 .. -negative_lags are kept; a
+  // negative lag -d lies at ring position size - d, negated.
+  int shift, negative_shift, period, positive_lags, negative_lags;
   float scale;  // 1 / M
 };
 

@@ -18,7 +18,8 @@ FFTCONV_DEVICE void mbarrier_init(unsigned long long* s_barrier) {
 
 // Announces that `bytes` in all will arrive before the phase completes; one thread does so, before its copies.
 FFTCONV_DEVICE void mbarrier_expect(unsigned long long* s_barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(s_barrier)), "r"(bytes) : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(s_barrier)), "r"(bytes)
+               : "memory");
 }
 
 // Starts a copy. Both addresses and `bytes` are multiples of 16.

@@ -40,13 +40,26 @@ def test_each_arch_reaches_its_largest_size_and_no_further(arch: str, linear: in
     for mode, seqlen in (("causal", linear // 2 + 1), ("full", linear // 2 + 1), ("circular", circular + 1)):
         with pytest.raises(UnsupportedProblemError, match=rf"{arch} up to {linear}.*Shorten"):
             make_plan(problem(mode, seqlen), limits)
-    with pytest.raises(UnsupportedProblemError, match=str(2 * linear)):
-        make_plan(problem("causal", 8, fft_size=2 * linear), limits)
+    for mode in MODES:
+        with pytest.raises(UnsupportedProblemError, match=str(2 * linear)):
+            make_plan(problem(mode, 8, fft_size=2 * linear), limits)
 
 
 def test_unlisted_limits_are_planned_by_their_numbers() -> None:
-    limits = ArchLimits("sm_87", 163 << 10, has_bulk_copy=False)
+    limits = ArchLimits("sm_87", 163 << 10, 164 << 10, has_bulk_copy=False)
     assert make_plan(problem("causal", 16384), limits).config.points == 16384
+
+
+def test_axes_that_indices_cannot_hold_are_refused() -> None:
+    with pytest.raises(UnsupportedProblemError, match="below 2\\^30"):
+        make_plan(problem("causal", 8, batch=1 << 30), SM_90)
+
+
+def test_a_prefetch_never_costs_a_block() -> None:
+    made = make_plan(problem("causal", 4096, batch=64), SM_90)
+    assert made.shared_bytes > made.config.exchange_bytes
+    assert made.config.min_blocks * (made.shared_bytes + 1024) <= SM_90.multiprocessor_shared_bytes
+    assert make_plan(problem("causal", 4096, batch=64), ARCHS["sm_120"]).shared_bytes == made.config.exchange_bytes
 
 
 def test_unknown_arch_is_refused_with_the_known_ones() -> None:
@@ -131,9 +144,10 @@ def ring_filter(planned: Problem, taps: np.ndarray) -> tuple[np.ndarray, int]:
     lags = filter_lags(planned, strategy)
 
     def tap(lag: int) -> float:
+        index = lag + (lags.negative_shift if lag < 0 else lags.shift)
         if lags.period:
-            return float(taps[lag % lags.period :: lags.period].sum())
-        return float(taps[lag + lags.shift])
+            return float(taps[index :: lags.period].sum())
+        return float(taps[index]) if index < len(taps) else 0.0
 
     placed = np.zeros(size)
     for lag in range(lags.positive):

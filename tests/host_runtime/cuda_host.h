@@ -15,9 +15,10 @@
 #include "crt/host_defines.h"
 #include "vector_types.h"
 // clang-format keeps this order: the functions need the types.
-#include "vector_functions.h"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+
+#include "vector_functions.h"
 
 #pragma GCC visibility push(default)  // of the runtime's own shared object
 

@@ -7,13 +7,12 @@
 // Blocks are never ordered, so a write shared by two blocks is a race. Threads' own stacks are left out. Writes of
 // single bytes that are neighbours look like a race, and memcpy of memory that threads share may go unseen (g++ does
 // not instrument it).
-#include "runtime.h"
-
-#include <stdlib.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "cuda_host.h"
+#include "runtime.h"
 
 namespace host {
 namespace {
@@ -105,8 +104,10 @@ void report(Access before, bool before_writes, unsigned me, bool writes, const v
   char who[2][48];
   const unsigned threads[2] = {me, access_thread(before)};
   for (int i = 0; i < 2; ++i) {
-    if (threads[i] < kMaxThreads) snprintf(who[i], sizeof(who[i]), "thread %u", threads[i]);
-    else snprintf(who[i], sizeof(who[i]), "a bulk copy (mbarrier %u)", threads[i] - kMaxThreads);
+    if (threads[i] < kMaxThreads)
+      snprintf(who[i], sizeof(who[i]), "thread %u", threads[i]);
+    else
+      snprintf(who[i], sizeof(who[i]), "a bulk copy (mbarrier %u)", threads[i] - kMaxThreads);
   }
   fail(kRace, "race: %s %s %zu bytes of %s, which %s%s has %s, with nothing that orders them", who[0],
        writes ? "writes" : "reads", size, describe_address(address), who[1],
@@ -121,8 +122,8 @@ void add_reader(Cell& cell, Access access, unsigned me, bool is_shared) {
       return;
     }
   // Three unordered readers: keep two, of different warps or blocks where there are any.
-  if (same_block(cell.reads[0]) == same_block(cell.reads[1]) &&
-      access_thread(cell.reads[0]) / 32 == access_thread(cell.reads[1]) / 32)
+  if (same_block(cell.reads[0]) == same_block(cell.reads[1])
+      && access_thread(cell.reads[0]) / 32 == access_thread(cell.reads[1]) / 32)
     cell.reads[1] = access;
 }
 
@@ -184,14 +185,18 @@ void race_syncwarp(unsigned first, unsigned mask) {
   for (unsigned t = first; t < end; ++t) {
     if (!(mask >> (t - first) & 1)) continue;
     clock_of[t][t] = thread_time[t];
-    if (barriers_used) join_all(both, clock_of[t]);
-    else join(both, clock_of[t], first, end);
+    if (barriers_used)
+      join_all(both, clock_of[t]);
+    else
+      join(both, clock_of[t], first, end);
   }
   ++now;
   for (unsigned t = first; t < end; ++t) {
     if (!(mask >> (t - first) & 1)) continue;
-    if (barriers_used) join_all(clock_of[t], both);
-    else join(clock_of[t], both, first, end);
+    if (barriers_used)
+      join_all(clock_of[t], both);
+    else
+      join(clock_of[t], both, first, end);
     thread_time[t] = now;
   }
 }

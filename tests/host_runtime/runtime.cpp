@@ -118,8 +118,10 @@ const char* describe_address(const void* address) {
   const char* a = (const char*)address;
   if (a >= rt.dynamic && a < rt.dynamic + kernel->dynamic_shared_bytes)
     snprintf(text, sizeof(text), "dynamic shared memory + %zu", (size_t)(a - rt.dynamic));
-  else if (a >= rt.shared && a < rt.shared + rt.shared_size) snprintf(text, sizeof(text), "static shared memory");
-  else snprintf(text, sizeof(text), "global address %p", address);
+  else if (a >= rt.shared && a < rt.shared + rt.shared_size)
+    snprintf(text, sizeof(text), "static shared memory");
+  else
+    snprintf(text, sizeof(text), "global address %p", address);
   return text;
 }
 
@@ -140,7 +142,8 @@ void fail(Failure kind, const char* format, ...) {
     if (rt.last_barrier.file)
       snprintf(end, room, " [block (%u, %u, %u), after the barrier at %s:%d]", blockIdx.x, blockIdx.y, blockIdx.z,
                base_name(rt.last_barrier.file), rt.last_barrier.line);
-    else snprintf(end, room, " [block (%u, %u, %u)]", blockIdx.x, blockIdx.y, blockIdx.z);
+    else
+      snprintf(end, room, " [block (%u, %u, %u)]", blockIdx.x, blockIdx.y, blockIdx.z);
   }
   if (in_fiber) back_to_scheduler();
 }
@@ -333,11 +336,14 @@ static void on_fault(int signal, siginfo_t* info, void*) {
   }
   in_fiber = false;  // already on the signal stack: leave by the jump below
   uintptr_t address = (uintptr_t)info->si_addr;
-  if (signal == SIGILL || signal == SIGTRAP) fail(kFault, "thread %u trapped (signal %d)", rt.current, signal);
+  if (signal == SIGILL || signal == SIGTRAP)
+    fail(kFault, "thread %u trapped (signal %d)", rt.current, signal);
   else if (in_stacks(address))
     fail(kFault, "thread %u overflowed its fiber's stack of %zu KiB", rt.current, kStackBytes >> 10);
-  else if (!address) fail(kFault, "thread %u: access to a null pointer, or a misaligned one", rt.current);
-  else fail(kFault, "thread %u: invalid access to global address %p", rt.current, info->si_addr);
+  else if (!address)
+    fail(kFault, "thread %u: access to a null pointer, or a misaligned one", rt.current);
+  else
+    fail(kFault, "thread %u: invalid access to global address %p", rt.current, info->si_addr);
   siglongjmp(fault_exit, 1);
 }
 

@@ -41,8 +41,8 @@ extern "C" uint64_t fftconv_host_warp(FftconvHostWarp kind, unsigned mask, uint6
   for (unsigned other = 0; other < 32 && first + other < rt.threads; ++other) {
     if (!(mask >> other & 1)) continue;
     const Thread& thread = rt.thread[first + other];
-    if (thread.state == kAtWarp && thread.mask == mask &&
-        (thread.warp_kind != kind || !same_site(thread.site, me.site)))
+    if (thread.state == kAtWarp && thread.mask == mask
+        && (thread.warp_kind != kind || !same_site(thread.site, me.site)))
       fail(kDivergent, "divergent warp function: thread %u is at %s:%d, thread %u at %s:%d", rt.current,
            base_name(file), line, first + other, base_name(thread.site.file), thread.site.line);
     complete &= thread.state == kAtWarp && thread.mask == mask;
