@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from fftconv_cupy.problem import Problem, make_problem
-from fftconv_cupy.readers import ITEM_BYTES
+from fftconv_cupy.problem import ITEM_BYTES, Problem, make_problem
 
 FILTERS = ("prepared", "raw")
 HALF_DTYPES = ("float16", "bfloat16")

@@ -89,8 +89,8 @@ def commit() -> str:
 
 
 def command() -> str:
-    """Return the command line that is running."""
-    return shlex.join(["fftconv", *sys.argv[1:]])
+    """Return the command line that is running; of files elsewhere only the name, for reports are published."""
+    return shlex.join(["fftconv", *(Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])])
 
 
 def _installed(name: str) -> str | None:

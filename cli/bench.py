@@ -93,6 +93,7 @@ def chosen_cells(given: dict[str, Any]) -> list[Cell]:
 def _run(cells: Sequence[Cell], given: dict[str, Any], runs: int, ordinal: int) -> bool:
     """Time the cells, print and write the results; return whether one of ours failed."""
     described = {**environment.gpu(ordinal), **environment.software()}
+    del described["cache"]  # a path of this machine, of no meaning to the times
     click.echo(f"{described['gpu']}, driver {described['driver']}, CUDA {described.get('cuda')}")
     _warm(cells, ordinal)
     session = Session(
