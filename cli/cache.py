@@ -12,6 +12,7 @@ import click
 
 from fftconv_cupy import cache as store
 from fftconv_cupy import launch
+from fftconv_cupy.archs import ArchLimits, arch_limits
 from fftconv_cupy.benchmarks import environment
 from fftconv_cupy.blocks import iter_kernel_specs
 from fftconv_cupy.cli import options
@@ -82,12 +83,13 @@ def clear() -> None:
 def warm(archs: tuple[str, ...], fft_sizes: tuple[int, ...], jobs: int | None) -> None:
     """Compile ahead into the cache, also for GPUs that are not here; none is needed.
 
-    Without --fft-size these are all kernels of an architecture: thousands, and a second or two each.
+    Without --fft-size these are all kernels of an architecture: several hundred, and a second or two each.
     """
+    limits = [arch_limits(arch) for arch in archs] or _gpus_here()
     wanted = [
-        (spec, arch)
-        for arch in dict.fromkeys(archs or _archs_here())
-        for spec in iter_kernel_specs(arch, fft_sizes=fft_sizes or None)
+        (spec, gpu.arch)
+        for gpu in dict.fromkeys(limits)
+        for spec in iter_kernel_specs(gpu, fft_sizes=fft_sizes or None)
     ]
     with click.progressbar(_compiled(wanted, jobs or os.cpu_count() or 1), len(wanted), label="compiling") as bar:
         paths = list(bar)
@@ -97,13 +99,14 @@ def warm(archs: tuple[str, ...], fft_sizes: tuple[int, ...], jobs: int | None) -
     click.echo(f"{_count(len(paths))} ready in {store.directory()}")
 
 
-def _archs_here() -> list[str]:
+def _gpus_here() -> list[ArchLimits]:
+    """Return the limits of each GPU, whose architecture may be one that `ARCHS` does not list."""
     count, reason = environment.gpu_count()
     if not count:
         raise click.UsageError(
             f"There is no GPU to compile for ({reason}); name one with --arch, such as --arch sm_90."
         )
-    return [launch.device_arch(device) for device in range(count)]
+    return [launch.device_limits(device) for device in range(count)]
 
 
 def _compiled(wanted: list[tuple[KernelSpec, str]], jobs: int) -> Iterator[Path | None]:

@@ -12,6 +12,7 @@ from fftconv_cupy.errors import (
     UnsupportedProblemError,
 )
 from fftconv_cupy.filters import FilterSpectrum
+from fftconv_cupy.plan import Plan
 
 __all__ = [
     "CompileError",
@@ -20,6 +21,7 @@ __all__ = [
     "InvalidArgumentError",
     "InvalidTypeError",
     "MissingDependencyError",
+    "Plan",
     "UnsupportedDeviceError",
     "UnsupportedProblemError",
     "__version__",

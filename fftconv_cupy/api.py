@@ -8,12 +8,11 @@ from typing import Any
 from fftconv_cupy import arrays, execute
 from fftconv_cupy.archs import ArchLimits, arch_limits
 from fftconv_cupy.arrays import view
-from fftconv_cupy.blocks import ITEM_BYTES
 from fftconv_cupy.checks import Arguments, Call, check_out_memory, filter_problem, resolve
 from fftconv_cupy.errors import MissingDependencyError, UnsupportedDeviceError, message
 from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.plan import Plan, make_plan
-from fftconv_cupy.problem import check_int, make_problem
+from fftconv_cupy.problem import ITEM_BYTES, check_int, make_problem
 
 _REMEMBERED_CALLS = 4096
 _calls: dict[tuple[object, ...], Call] = {}
@@ -41,6 +40,12 @@ def fftconv(
     copied once on a GPU, as is a `skip` with gaps. Arithmetic is float32 on a GPU, and only the result is rounded to
     the dtype of `u`. A value that is not finite may make its own row not finite, and no other.
 
+    On a GPU, workspace comes from torch's pool for torch tensors, else from CuPy's, as do the outputs for JAX; JAX
+    itself takes 75 % of the memory as it starts, unless XLA_PYTHON_CLIENT_PREALLOCATE=false is set. Arrays of JAX and
+    of frameworks other than the four are held until a later call that uses such arrays finds the kernels done with
+    them. Into a CUDA graph, calls with CuPy arrays can be captured with a prepared filter and no copied input; those
+    with torch tensors, under ``torch.cuda.graph``, always; the kernels must be loaded before (`warmup`).
+
     Args:
         u: (B, H, L), (H, L) or (L,): batch, channels, points; float16, bfloat16 or float32 (float64 too on the CPU).
             B may be 0; H and L may not.
@@ -62,7 +67,8 @@ def fftconv(
             axis, sharing no memory with an input. Not for JAX, whose arrays cannot be written to.
         stream: CUDA stream on the arrays' device to compute on: an int handle, or an object with ``.ptr`` or
             ``.cuda_stream``. Default: the current stream of the framework (of CuPy for JAX arrays, ordered after what
-            JAX still computes). Not for arrays on the CPU.
+            JAX still computes). Not for arrays on the CPU. torch is told that the stream uses its tensors; CuPy has no
+            such notice: keep its arrays alive until the stream has passed the call.
 
     Returns:
         The output, of the shape of `u`, but L + K - 1 points in mode "full": `out` where it was given, else a new
@@ -113,7 +119,8 @@ def prepare_filter(
 
     The result serves any batch size, gates, skip and dtype of the input, and any framework, but only rows of `seqlen`
     points, this `mode`, this `fft_size`, the channels of `k` and its device: with anything else `fftconv` raises. On a
-    GPU it is filled on the stream like any output; to use it on another stream, order that one after it.
+    GPU it is filled on the stream like any output; to use it on another stream, order that one after it, and keep the
+    spectrum alive until that one is done with it.
 
     Args:
         k: the filter, (H, K), or (K,) for all channels, as for `fftconv`.
@@ -123,7 +130,8 @@ def prepare_filter(
         stream: as for `fftconv`.
 
     Returns:
-        The spectrum, 8 bytes a complex point and channel on a GPU. It cannot be changed.
+        The spectrum, 8 bytes a complex point and channel on a GPU. Its attributes cannot be changed; its `data` must
+        not be written to. It cannot be pickled.
 
     Raises:
         InvalidTypeError, InvalidArgumentError, UnsupportedProblemError, MissingDependencyError,
@@ -231,7 +239,12 @@ def warmup(
 ) -> list[str]:
     """Compile the kernels of a call ahead of it, for arrays of any alignment.
 
-    After it, a call of this shape compiles and loads nothing, and may be captured in a CUDA graph.
+    After it, a call of this shape and these dtypes compiles and loads nothing; only an input without unit stride along
+    the last axis makes CuPy compile a kernel of its own that copies it.
+
+    Loading is not possible while a CUDA graph is captured, so warm up before. A call with torch tensors can then be
+    captured as it is; one with CuPy arrays needs a prepared filter and no copied input, since CuPy would give the
+    workspace of the captured call to others (it raises).
 
     Args:
         batch: B >= 1.
@@ -240,7 +253,8 @@ def warmup(
         filter_len: K.
         mode: as for `fftconv`.
         dtype: of the input: "float16", "bfloat16" or "float32".
-        filter_dtype: of the filter, likewise.
+        filter_dtype: of the filter, likewise. Taps of another dtype than the default are transformed by another kernel:
+            name theirs.
         fft_size: as for `fftconv`.
         in_gate: with an input gate.
         out_gate: with an output gate.

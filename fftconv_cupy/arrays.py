@@ -10,12 +10,14 @@ import contextlib
 import operator
 import sys
 import threading
+from collections.abc import Iterable
 from typing import Any, cast
 
 import numpy as np
 
 from fftconv_cupy.dependencies import import_cupy
 from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, message
+from fftconv_cupy.problem import ITEM_BYTES
 from fftconv_cupy.readers import BFLOAT16, NUMPY_DTYPES, ArrayView, cupy_stream, device_name, view
 
 __all__ = [
@@ -29,6 +31,9 @@ __all__ = [
     "hand_over",
     "keep_alive",
     "mark_written",
+    "record_use",
+    "refuse_capture",
+    "shares_memory",
     "stream_handle",
     "to_numpy",
     "unit_stride",
@@ -39,6 +44,7 @@ __all__ = [
 
 _CONTIGUOUS: dict[tuple[int, ...], tuple[int, ...]] = {}
 _REMEMBERED_SHAPES = 4096
+_OVERLAP_WORK = 10_000  # candidate solutions that NumPy may try before two interleaved arrays count as overlapping
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -214,19 +220,17 @@ def mark_written(array: ArrayView) -> None:
         sys.modules["torch"].autograd.graph.increment_version(array.owner)
 
 
-def hand_over(result: Any, like: ArrayView, owners: tuple[Any, ...], stream: int) -> Any:
+def hand_over(result: Any, like: ArrayView, stream: int) -> Any:
     """Turn an output made by `empty` for a JAX array into a JAX array, without a copy on a GPU.
 
     Args:
         result: the CuPy array (NumPy on the CPU); the caller must not keep it.
         like: the JAX input.
-        owners: everything that the kernels on `stream` still read, see `keep_alive`.
         stream: handle of the stream that fills `result`.
     """
     jax = sys.modules["jax"]
     if like.device < 0:
         return jax.device_put(result, next(iter(like.owner.devices())))
-    keep_alive(owners, like.device, stream)
     if result.size == 0:
         gpu = next(gpu for gpu in jax.local_devices(backend="cuda") if gpu.local_hardware_id == like.device)
         return jax.device_put(np.empty(result.shape, result.dtype), gpu)
@@ -240,10 +244,11 @@ _in_flight_lock = threading.Lock()
 
 
 def keep_alive(owners: tuple[Any, ...], device: int, stream: int) -> None:
-    """Keep JAX arrays until `stream` has passed this point.
+    """Keep borrowed arrays until `stream` has passed this point.
 
     JAX may reuse the memory of an array as soon as the last reference to it is gone, whatever still runs on a stream
-    that it does not know. Arrays of earlier calls whose point has passed are let go now.
+    that it does not know; so may a framework that is not known here. Arrays of earlier calls whose point has passed are
+    let go now, so those of the last call stay until the next one.
     """
     cupy = import_cupy()
     event = cupy.cuda.Event(disable_timing=True)
@@ -253,6 +258,41 @@ def keep_alive(owners: tuple[Any, ...], device: int, stream: int) -> None:
         _in_flight.append((event, owners))
 
 
+def record_use(owners: Iterable[Any], device: int, stream: int) -> None:
+    """Tell torch's allocator that `stream` uses these arrays, so that it does not reuse their memory too early.
+
+    Args:
+        owners: arrays; those that are no tensors are left alone.
+        device: of the tensors.
+        stream: handle of the stream; nothing is told where it is torch's current one.
+    """
+    torch = sys.modules["torch"]
+    if stream != torch._C._cuda_getCurrentRawStream(device):
+        user = _torch_other_stream(torch, device, stream)
+        for owner in owners:
+            if isinstance(owner, torch.Tensor):
+                owner.record_stream(user)
+
+
+def refuse_capture(stream: int) -> None:
+    """Refuse a stream that is being captured into a CUDA graph.
+
+    CuPy's pool would give workspace and copies to others when the call returns, while the graph goes on using them.
+
+    Raises:
+        InvalidArgumentError: it is being captured.
+    """
+    if import_cupy().cuda.runtime.streamIsCapturing(stream):
+        raise InvalidArgumentError(
+            message(
+                "stream",
+                got="a stream being captured into a CUDA graph, for a call that takes workspace",
+                allowed="for a capture: a prepared filter and CuPy arrays of unit stride along the last axis, or torch",
+                do="Call prepare_filter before the capture, and pass contiguous arrays.",
+            )
+        )
+
+
 def _torch_empty(torch: Any, owner: Any, shape: tuple[int, ...], dtype: str) -> Any:
     return torch.empty(shape, dtype=getattr(torch, dtype), device=owner.device)
 
@@ -260,7 +300,37 @@ def _torch_empty(torch: Any, owner: Any, shape: tuple[int, ...], dtype: str) -> 
 def _torch_stream(torch: Any, device: int, stream: int) -> contextlib.AbstractContextManager[Any]:
     if stream == torch._C._cuda_getCurrentRawStream(device):
         return contextlib.nullcontext()
-    # torch takes the lowest bit of a handle for a mark of its own: 1, CUDA's other name of the default stream, is none.
-    is_default = stream in (0, 1)
-    other = torch.cuda.default_stream(device) if is_default else torch.cuda.ExternalStream(stream, device=device)
+    other = _torch_other_stream(torch, device, stream)
     return cast("contextlib.AbstractContextManager[Any]", torch.cuda.stream(other))
+
+
+def _torch_other_stream(torch: Any, device: int, stream: int) -> Any:
+    # torch takes the lowest bit of a handle for a mark of its own: 1, CUDA's other name of the default stream, is none.
+    if stream in (0, 1):
+        return torch.cuda.default_stream(device)
+    return torch.cuda.ExternalStream(stream, device=device)
+
+
+def shares_memory(a: ArrayView, b: ArrayView) -> bool:
+    """Return whether any byte belongs to both; arrays may interleave, such as parts of one tensor, and share none."""
+    try:
+        return np.shares_memory(_shadow(a), _shadow(b), max_work=_OVERLAP_WORK)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
+
+
+def _shadow(array: ArrayView) -> np.ndarray[Any, Any]:
+    """Return a NumPy array with the addresses of `array`, which may be a GPU's: it must never be read."""
+    return np.asarray(_Addresses(array))
+
+
+class _Addresses:
+    def __init__(self, array: ArrayView) -> None:
+        item = ITEM_BYTES[array.dtype]
+        self.__array_interface__ = {
+            "data": (array.ptr, True),
+            "shape": tuple(array.shape),
+            "strides": tuple(stride * item for stride in array.strides),
+            "typestr": f"|V{item}",
+            "version": 3,
+        }

@@ -15,11 +15,11 @@ from functools import cache
 from fftconv_cupy.archs import ArchLimits, arch_limits
 from fftconv_cupy.errors import InvalidArgumentError, message
 from fftconv_cupy.params import FilterParams, FwdParams
+from fftconv_cupy.problem import ITEM_BYTES
 from fftconv_cupy.source import KernelSpec
 
 COMPLEX_BYTES = 8
 CUDA_TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float"}
-ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 EXTRAS = ("none", "gates", "any")  # in the order of the kernel's enum
 _BARRIER_BYTES = 16
 _SYSTEM_BYTES = 1 << 10  # of shared memory that each block takes beside what it asks for

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import stat
 import sys
 import tempfile
@@ -67,11 +68,14 @@ def directory() -> Path:
     """Return the cache folder: ``FFTCONV_CACHE_DIR``, else ``fftconv_cupy`` in the platform's folder for caches."""
     chosen = os.environ.get("FFTCONV_CACHE_DIR")
     if chosen:
-        return Path(chosen).absolute()
+        path = Path(chosen)
+        with suppress(RuntimeError):  # "~" of nobody is a name like any other
+            path = path.expanduser()
+        return path.absolute()
     try:
         home = Path.home()
     except RuntimeError:  # an account without a home
-        return Path(tempfile.gettempdir()) / f"fftconv_cupy-{os.getuid()}"
+        return _temporary_directory()
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
     elif sys.platform == "darwin":
@@ -164,6 +168,12 @@ def clear() -> int:
     return count
 
 
+def _temporary_directory() -> Path:
+    """Return the cache folder of an account without a home, in a place where every user may make folders."""
+    user = os.geteuid() if _SHARES_ACCOUNTS else "user"
+    return Path(tempfile.gettempdir()).absolute() / f"fftconv_cupy-{user}"
+
+
 def _folder(key: CacheKey) -> Path:
     return directory() / key.arch / str(key.fft_size)
 
@@ -178,20 +188,35 @@ def _check_own(path: Path, status: os.stat_result) -> None:
     if status.st_uid != os.geteuid():
         raise _NotOursError(f"{path} belongs to user {status.st_uid}, not to {os.geteuid()}")
     if status.st_mode & _OTHERS_MAY_WRITE:
-        raise _NotOursError(f"{path} may be written by others (mode {stat.S_IMODE(status.st_mode):04o})")
+        mode = stat.S_IMODE(status.st_mode)
+        do = f"run: chmod {'700' if stat.S_ISDIR(status.st_mode) else '600'} {shlex.quote(str(path))}"
+        raise _NotOursError(f"{path} may be written by others (mode {mode:04o}); {do}")
 
 
 def _check_folders(folder: Path) -> None:
     """Raise OSError unless ``folder`` and the two above it exist and only we can write them.
 
-    The cache folder itself may be a link: whoever set it chose the target. Inside it links are not followed.
+    The cache folder itself may be a link: whoever set it chose the target. But nobody chose the one in the temporary
+    folder, where others may have planted a link, nor are links followed inside.
     """
     root = folder.parent.parent
-    for level in (root, folder.parent, folder):
-        status = level.stat(follow_symlinks=level == root)
-        if not stat.S_ISDIR(status.st_mode):
-            raise NotADirectoryError(f"{level} is not a folder")
-        _check_own(level, status)
+    _check_root(root)
+    for level in (folder.parent, folder):
+        _check_folder(level, level.lstat())
+
+
+def _check_root(root: Path) -> None:
+    is_temporary = root == _temporary_directory()
+    status = root.stat(follow_symlinks=not is_temporary)
+    _check_folder(root, status)
+    if is_temporary and _SHARES_ACCOUNTS and stat.S_IMODE(status.st_mode) != _OWN_ONLY:
+        raise _NotOursError(f"{root} is open to others; run: chmod 700 {shlex.quote(str(root))}")
+
+
+def _check_folder(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(f"{path} is not a folder")
+    _check_own(path, status)
 
 
 def _make_folders(folder: Path) -> None:
@@ -237,7 +262,9 @@ def _write_atomically(path: Path, content: bytes) -> None:
 
 def _folders(depth: int) -> list[Path]:
     """Return the folders of ours at ``depth`` below the cache folder: 1 are archs, 2 FFT sizes."""
-    found = [directory()]
+    root = directory()
+    is_link = root == _temporary_directory() and root.is_symlink()  # see _check_folders
+    found = [] if is_link else [root]
     for pattern in (_ARCH_FOLDER, _SIZE_FOLDER)[:depth]:
         found = [path for folder in found for path in _children(folder) if pattern.fullmatch(path.name)]
     return found

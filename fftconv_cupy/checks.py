@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
+from fftconv_cupy.arrays import shares_memory
 from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, message
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.problem import CPU_DTYPES, DTYPES, Problem, check_mode, make_problem
-from fftconv_cupy.readers import ITEM_BYTES, ArrayView, device_name
-
-_OVERLAP_WORK = 10_000  # candidate solutions that NumPy may try before two interleaved arrays count as overlapping
+from fftconv_cupy.problem import CPU_DTYPES, DTYPES, ITEM_BYTES, Problem, check_mode, make_problem
+from fftconv_cupy.readers import ArrayView, device_name
 
 
 @dataclass(slots=True)
@@ -53,8 +52,12 @@ class Arguments:
             if isinstance(value, ArrayView):
                 yield name, value
 
+    def arrays(self) -> list[ArrayView]:
+        """Return the inputs, and the output where it was given."""
+        return [array for _, array in self.inputs()] + ([self.out] if self.out is not None else [])
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Call:
     """What calls with the same signature have in common.
 
@@ -63,12 +66,18 @@ class Call:
         out_shape: of the output, with as many axes as u.
         copied: names of the inputs whose last axis does not have unit stride: a GPU needs a copy of each.
         spans: for each input its name, and the bytes from its address to its first byte and past its last one.
+        is_borrowed: an array's memory is borrowed (see `ArrayView`).
+        is_capturable: a CUDA graph may hold the call: it takes no memory that CuPy would give to others after it.
+        is_checked: the GPU is known to be able to compute it; set by the first call.
     """
 
     problem: Problem
     out_shape: tuple[int, ...]
     copied: tuple[str, ...]
     spans: tuple[tuple[str, int, int], ...]
+    is_borrowed: bool
+    is_capturable: bool
+    is_checked: bool = False
 
 
 def resolve(arguments: Arguments, mode: object, fft_size: object) -> Call:
@@ -103,7 +112,10 @@ def resolve(arguments: Arguments, mode: object, fft_size: object) -> Call:
         dtypes=CPU_DTYPES,
     )
     if isinstance(k, FilterSpectrum) and k.fft_size != problem.fft_size:
-        _refuse_prepared("fft_size", problem.fft_size, k.fft_size, f"Pass fft_size={k.fft_size} to fftconv too")
+        # A period that is no power of two comes from leaving fft_size out, and cannot be passed.
+        is_default = k.fft_size < 2 or k.fft_size & (k.fft_size - 1)
+        do = "Leave fft_size out here too" if is_default else f"Pass fft_size={k.fft_size} to fftconv too"
+        _refuse_prepared("fft_size", problem.fft_size, k.fft_size, do)
     out_shape = (*u.shape[:-1], problem.out_len)
     for name, array, shape in (
         ("in_gate", arguments.in_gate, u.shape),
@@ -116,7 +128,16 @@ def resolve(arguments: Arguments, mode: object, fft_size: object) -> Call:
     if out is not None:
         _check_out_layout(out)
     copied = tuple(name for name, array in arguments.inputs() if array.shape[-1] > 1 and array.strides[-1] != 1)
-    return Call(problem, out_shape, copied, tuple((name, *_span(array)) for name, array in arguments.inputs()))
+    is_borrowed = any(array.is_borrowed for array in arguments.arrays())
+    return Call(
+        problem,
+        out_shape,
+        copied,
+        spans=tuple((name, *_span(array)) for name, array in arguments.inputs()),
+        is_borrowed=is_borrowed,
+        # In a capture torch allocates from a pool of the graph's own.
+        is_capturable=u.framework == "torch" or not (copied or is_borrowed or isinstance(k, ArrayView)),
+    )
 
 
 def filter_problem(k: ArrayView, seqlen: object, mode: object, fft_size: object) -> Problem:
@@ -156,7 +177,7 @@ def check_out_memory(call: Call, arguments: Arguments, out: ArrayView) -> None:
     low, high = out.ptr + first, out.ptr + past
     for name, first, past in call.spans:
         array = getattr(arguments, name)
-        if low < array.ptr + past and array.ptr + first < high and _shares_memory(out, array):
+        if low < array.ptr + past and array.ptr + first < high and shares_memory(out, array):
             raise InvalidArgumentError(
                 message(
                     "out",
@@ -168,7 +189,7 @@ def check_out_memory(call: Call, arguments: Arguments, out: ArrayView) -> None:
 
 
 def _signature(array: ArrayView) -> tuple[object, ...]:
-    return (array.framework, array.device, array.dtype, array.shape, array.strides)
+    return (array.framework, array.device, array.dtype, array.shape, array.strides, array.is_borrowed)
 
 
 def _check_places(arguments: Arguments) -> None:
@@ -361,28 +382,3 @@ def _span(array: ArrayView) -> tuple[int, int]:
             last += (size - 1) * stride
     item = ITEM_BYTES[array.dtype]
     return first * item, (last + 1) * item
-
-
-def _shares_memory(a: ArrayView, b: ArrayView) -> bool:
-    """Return whether any byte belongs to both; arrays may interleave, such as parts of one tensor, and share none."""
-    try:
-        return np.shares_memory(_shadow(a), _shadow(b), max_work=_OVERLAP_WORK)  # type: ignore[arg-type]
-    except np.exceptions.TooHardError:
-        return True
-
-
-def _shadow(array: ArrayView) -> np.ndarray[Any, Any]:
-    """Return a NumPy array with the addresses of `array`, which may be a GPU's: it must never be read."""
-    return np.asarray(_Addresses(array))
-
-
-class _Addresses:
-    def __init__(self, array: ArrayView) -> None:
-        item = ITEM_BYTES[array.dtype]
-        self.__array_interface__ = {
-            "data": (array.ptr, True),
-            "shape": tuple(array.shape),
-            "strides": tuple(stride * item for stride in array.strides),
-            "typestr": f"|V{item}",
-            "version": 3,
-        }

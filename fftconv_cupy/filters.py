@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
+from fftconv_cupy.errors import InvalidTypeError, message
 from fftconv_cupy.problem import Problem
 from fftconv_cupy.readers import device_name
 
@@ -14,7 +15,8 @@ class FilterSpectrum:
     """A filter transformed once, to be passed to `fftconv` in place of ``k`` any number of times.
 
     Made by `prepare_filter`. It is good for one mode, row length, FFT size, number of channels and device, and for any
-    batch size, gates and dtype of the input. Nothing of it can be changed.
+    batch size, gates and dtype of the input. Its attributes cannot be changed, so a copy of it is itself. On a GPU
+    `data` is a plain array, which must not be written to. It cannot be pickled: prepare it in each process.
 
     Attributes:
         mode: as prepared.
@@ -27,7 +29,7 @@ class FilterSpectrum:
         device: CUDA ordinal, or -1 for the CPU.
         points: M, complex points of a transform (on the CPU the real points of NumPy's transform).
         strategy: "linear" or "paired" (see `Plan`), "numpy" on the CPU.
-        data: array that holds the spectrum, and keeps its memory alive.
+        data: array that holds the spectrum, and keeps its memory alive; only to be read.
         ptr: address of the spectrum.
         nbytes: size of the spectrum.
         signature: what calls that use this filter have in common; key of the look-up in every call.
@@ -74,6 +76,29 @@ class FilterSpectrum:
         lengths = (self.seqlen, self.filter_len, self.fft_size, self.channels, self.points)
         signature = ("prepared", self.mode, *lengths, self.shared, self.dtype, self.device, self.strategy)
         object.__setattr__(self, "signature", signature)
+
+    def __copy__(self) -> FilterSpectrum:
+        """Return the spectrum itself."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FilterSpectrum:
+        """Return the spectrum itself: its address must stay that of its data."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: an address means nothing to another process.
+
+        Raises:
+            InvalidTypeError: always.
+        """
+        raise InvalidTypeError(
+            message(
+                "pickle",
+                got=repr(self),
+                allowed="its taps k, from which it was prepared",
+                do="Pickle the taps, and call prepare_filter where they are loaded.",
+            )
+        )
 
     def __repr__(self) -> str:
         """Return the problem it is good for, without the data."""

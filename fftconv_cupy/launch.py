@@ -16,14 +16,14 @@ from typing import Any
 from fftconv_cupy import arrays
 from fftconv_cupy.archs import ARCHS, BULK_COPY_CAPABILITY, OLDEST_CAPABILITY, ArchLimits, arch_limits
 from fftconv_cupy.arrays import ArrayView
-from fftconv_cupy.blocks import ITEM_BYTES, BlockConfig
+from fftconv_cupy.blocks import BlockConfig
 from fftconv_cupy.compile import LoadedKernel, load_kernel, precompile
 from fftconv_cupy.dependencies import import_cupy, import_nvrtc
 from fftconv_cupy.errors import UnsupportedDeviceError, message
 from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.params import FilterParams, FwdParams
 from fftconv_cupy.plan import Plan, block_config, make_plan
-from fftconv_cupy.problem import Problem
+from fftconv_cupy.problem import ITEM_BYTES, Problem
 from fftconv_cupy.source import KernelSpec
 from fftconv_cupy.tables import twiddle_table
 

@@ -13,6 +13,7 @@ from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, message
 MODES = ("causal", "full", "same", "circular")
 DTYPES = ("float16", "bfloat16", "float32")
 CPU_DTYPES = (*DTYPES, "float64")
+ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import ml_dtypes
@@ -15,6 +16,7 @@ import numpy as np
 
 from fftconv_cupy.dependencies import import_cupy
 from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, message
+from fftconv_cupy.problem import ITEM_BYTES
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
@@ -23,7 +25,6 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "float64": np.dtype(np.float64),
 }
-ITEM_BYTES = {name: dtype.itemsize for name, dtype in NUMPY_DTYPES.items()}
 ALLOWED_DTYPES = "float16, bfloat16 or float32, and float64 on the CPU"
 
 _DTYPE_NAMES = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
@@ -43,9 +44,11 @@ class ArrayView:
         framework: "numpy", "cupy", "torch" or "jax"; the one that allocates what is returned. Arrays of any other
             framework are taken as the CuPy (GPU) or NumPy (CPU) array that shares their memory.
         owner: array of `framework` that keeps the memory alive; for a JAX array on a GPU the CuPy array that shares it.
+        is_borrowed: GPU memory of a framework whose rules of reuse are not known here (JAX, or one read through a
+            protocol): `owner` must live until the kernels are done.
     """
 
-    __slots__ = ("device", "dtype", "framework", "owner", "ptr", "shape", "strides")
+    __slots__ = ("device", "dtype", "framework", "is_borrowed", "owner", "ptr", "shape", "strides")
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class ArrayView:
         self.device = device
         self.framework = framework
         self.owner = owner
+        self.is_borrowed = False
 
     def __repr__(self) -> str:
         """Return shape, strides, dtype and place, without the data."""
@@ -198,11 +202,24 @@ def _read_any(obj: Any, name: str, stream: int | None) -> ArrayView:
     if _has(obj, "__cuda_array_interface__"):
         cupy = import_cupy()
         try:
-            # Waits on the host for the stream that the interface names, so that any stream may be used after it.
-            return _read_cupy(cupy.asarray(obj), name, stream)
+            return _read_cuda_interface(cupy, obj, name, stream)
         except (TypeError, ValueError) as error:
             _refuse(name, f"an object of type {_type_name(obj)} ({error})", _ARRAYS, "Convert it to one of these.")
     _refuse(name, _shown(obj), _ARRAYS, "Convert it, for example with numpy.asarray, and give it a float dtype.")
+
+
+def _read_cuda_interface(cupy: Any, obj: Any, name: str, stream: int | None) -> ArrayView:
+    """Read an object by its CUDA array interface, ordered after the stream that the interface names."""
+    interface = dict(obj.__cuda_array_interface__)
+    producer = interface.pop("stream", None)  # left in, CuPy would wait for it on the host
+    shared = _read_cupy(cupy.asarray(SimpleNamespace(__cuda_array_interface__=interface, owner=obj)), name, stream)
+    shared.is_borrowed = True
+    if producer is not None:
+        with cupy.cuda.Device(shared.device):
+            event = cupy.cuda.Event(disable_timing=True)
+            event.record(cupy_stream(cupy, shared.device, producer))
+            cupy_stream(cupy, shared.device, stream).wait_event(event)
+    return shared
 
 
 def _read_dlpack(obj: Any, name: str, stream: int | None) -> ArrayView:
@@ -229,7 +246,11 @@ def _read_dlpack(obj: Any, name: str, stream: int | None) -> ArrayView:
             f"a strided array of {ALLOWED_DTYPES}",
             "Convert it to a NumPy or CuPy array first.",
         )
-    return _read_numpy(shared, name, stream) if isinstance(shared, np.ndarray) else _read_cupy(shared, name, stream)
+    if isinstance(shared, np.ndarray):
+        return _read_numpy(shared, name, stream)
+    seen = _read_cupy(shared, name, stream)
+    seen.is_borrowed = True
+    return seen
 
 
 def cupy_stream(cupy: Any, device: int, stream: int | None) -> Any:

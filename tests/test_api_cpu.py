@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
+import pickle
 import subprocess
 import sys
 import threading
@@ -150,6 +152,23 @@ def test_prepared_filter_is_a_record(rng):
     k[:] = 0  # the spectrum is a copy
     again = fftconv(np.ones((3, 16), np.float32), prepared, mode="circular", fft_size=32)
     assert np.array_equal(y, again)
+
+
+def test_a_prepared_filter_is_its_own_copy_and_is_not_pickled():
+    prepared = prepare_filter(np.ones((3, 9), np.float32), seqlen=16)
+    assert copy.copy(prepared) is prepared
+    assert copy.deepcopy({"k": prepared})["k"] is prepared
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        with pytest.raises(InvalidTypeError, match="call prepare_filter where they are loaded"):
+            pickle.dumps(prepared, protocol)
+
+
+@pytest.mark.filterwarnings("error")
+def test_preparing_a_filter_that_is_not_finite_warns_of_nothing():
+    k = np.ones((2, 40), np.float32)
+    k[0, 1], k[1, -1] = np.inf, -np.inf
+    for mode in MODES:
+        fftconv(np.ones((2, 64), np.float32), prepare_filter(k, seqlen=64, mode=mode), mode=mode)
 
 
 @pytest.mark.parametrize("framework", CPU_FRAMEWORKS)
@@ -357,6 +376,12 @@ def test_plan_needs_no_gpu():
         assert word in text
     odd = fftconv_cupy.plan(8, 768, 999, 999, arch="sm_90")
     assert dict(odd.forward.defines)["FFTCONV_IS_VECTOR"] == "0"
+
+
+def test_the_types_of_what_is_returned_are_public():
+    assert type(fftconv_cupy.plan(1, 1, 16, 16, arch="sm_90")) is fftconv_cupy.Plan
+    assert type(prepare_filter(np.ones(3, np.float32), seqlen=16)) is fftconv_cupy.FilterSpectrum
+    assert {"Plan", "FilterSpectrum"} <= set(fftconv_cupy.__all__)
 
 
 def test_version():

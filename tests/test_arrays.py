@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from frameworks import CPU_FRAMEWORKS, FRAMEWORKS, allocated, convert, cupy_on_host, to_float64
 
-from fftconv_cupy import arrays
+from fftconv_cupy import arrays, readers
 from fftconv_cupy.arrays import ArrayView, view
 from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError
-from fftconv_cupy.problem import DTYPES
-from fftconv_cupy.readers import ITEM_BYTES, NUMPY_DTYPES
+from fftconv_cupy.problem import DTYPES, ITEM_BYTES
+from fftconv_cupy.readers import NUMPY_DTYPES
 
 
 def content(shape=(2, 3, 4), dtype="float32"):
@@ -156,7 +160,7 @@ def test_jax_outputs_are_handed_over():
     array, seen = arrays.empty(like, (2, 5), "bfloat16", None)
     assert seen.framework == "numpy"
     array[...] = 3
-    result = arrays.hand_over(array, like, (), 0)
+    result = arrays.hand_over(array, like, 0)
     assert isinstance(result, jax.Array)
     assert result.dtype == jax.numpy.bfloat16
     assert np.array_equal(to_float64(result), np.full((2, 5), 3.0))
@@ -217,4 +221,73 @@ def test_repr_of_a_view_is_short():
 
 
 def test_item_sizes():
-    assert ITEM_BYTES == {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+    assert {name: dtype.itemsize for name, dtype in NUMPY_DTYPES.items()} == ITEM_BYTES
+
+
+class RecordingCupy:
+    """A CuPy of host-backed arrays and of streams and events that only write down what they are asked."""
+
+    def __init__(self, cupy, current):
+        self.log = []
+        self.asarray = lambda obj: self._shared(cupy, obj)
+        self.cuda = SimpleNamespace(
+            Device=lambda device: contextlib.nullcontext(),
+            Event=lambda **_: SimpleNamespace(record=lambda stream: self.log.append(("record", stream.ptr))),
+            Stream=SimpleNamespace(null=self._stream(0), from_external=lambda s: self._stream(s.__cuda_stream__()[1])),
+            get_current_stream=lambda device: self._stream(current),
+        )
+
+    def _shared(self, cupy, obj):
+        assert "stream" not in obj.__cuda_array_interface__, "CuPy would wait for it on the host"
+        return cupy.empty(obj.__cuda_array_interface__["shape"], np.float32)
+
+    def _stream(self, handle):
+        return SimpleNamespace(ptr=handle, wait_event=lambda event: self.log.append(("wait", handle)))
+
+
+@pytest.mark.parametrize(
+    ("producer", "given", "log"),
+    [
+        (None, None, []),
+        (1, None, [("record", 0), ("wait", 88)]),
+        (55, 77, [("record", 55), ("wait", 77)]),
+    ],
+)
+def test_the_stream_of_a_cuda_array_interface_is_waited_for_on_the_gpu(monkeypatch, producer, given, log):
+    interface = {"shape": (3, 4), "typestr": "<f4", "data": (1 << 20, False), "version": 3, "stream": producer}
+    with cupy_on_host() as cupy:
+        recording = RecordingCupy(cupy, current=88)
+        monkeypatch.setattr(readers, "import_cupy", lambda: recording)
+        seen = view(SimpleNamespace(__cuda_array_interface__=interface), "u", given)
+    assert (seen.shape, seen.framework, seen.is_borrowed) == ((3, 4), "cupy", True)
+    assert recording.log == log
+    assert "stream" in interface, "the object's own description is left as it is"
+
+
+class FakeTensor:
+    def __init__(self):
+        self.recorded = []
+
+    def record_stream(self, stream):
+        self.recorded.append(stream)
+
+
+def fake_torch(current):
+    return SimpleNamespace(
+        Tensor=FakeTensor,
+        _C=SimpleNamespace(_cuda_getCurrentRawStream=lambda device: current),
+        cuda=SimpleNamespace(
+            default_stream=lambda device: ("default", device),
+            ExternalStream=lambda handle, device: (handle, device),
+        ),
+    )
+
+
+def test_torch_is_told_of_another_stream(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", fake_torch(current=5))
+    tensor = FakeTensor()
+    arrays.record_use([tensor, np.ones(3)], 1, 5)
+    assert tensor.recorded == []
+    arrays.record_use([tensor, np.ones(3)], 1, 7)
+    arrays.record_use([tensor], 1, 0)
+    assert tensor.recorded == [(7, 1), ("default", 1)]

@@ -99,6 +99,69 @@ def test_directory_of_an_account_without_home(monkeypatch: pytest.MonkeyPatch) -
     assert cache.directory().parent == Path(tempfile.gettempdir())
 
 
+def test_a_chosen_folder_may_start_with_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FFTCONV_CACHE_DIR", "~/kernels")
+    assert cache.directory() == tmp_path / "kernels"
+    monkeypatch.setenv("FFTCONV_CACHE_DIR", "~nobody-of-this-name/kernels")
+    assert cache.directory() == Path("~nobody-of-this-name/kernels").absolute()
+
+
+@pytest.fixture
+def temporary_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The cache folder of an account without a home, not made yet."""
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("FFTCONV_CACHE_DIR")
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = cache.directory()
+    assert folder.parent == tmp_path
+    return folder
+
+
+def test_the_temporary_folder_is_used(temporary_dir: Path) -> None:
+    path = cache.store(KEY, CONTENT)
+    assert path is not None
+    assert temporary_dir in path.parents
+    assert cache.find(KEY) == (path, CONTENT)
+    assert [entry.path for entry in cache.entries()] == [path]
+
+
+def test_a_planted_link_in_the_temporary_folder_is_not_followed(temporary_dir: Path, tmp_path: Path) -> None:
+    path = cache.store(KEY, CONTENT)
+    assert path is not None
+    temporary_dir.rename(tmp_path / "elsewhere")
+    temporary_dir.symlink_to(tmp_path / "elsewhere")
+    assert cache.find(KEY) is None
+    assert cache.store(KEY, b"other") is None
+    assert cache.entries() == []
+    assert cache.clear() == 0
+    assert [file.read_bytes() for file in _files(tmp_path / "elsewhere")] == [CONTENT]
+
+
+def test_a_temporary_folder_open_to_others_is_not_used(temporary_dir: Path) -> None:
+    assert cache.store(KEY, CONTENT) is not None
+    temporary_dir.chmod(0o755)
+    assert cache.find(KEY) is None
+    assert cache.store(KEY, CONTENT) is None
+    temporary_dir.chmod(0o700)
+    assert cache.find(KEY) is not None
+
+
+def test_the_warning_about_a_folder_that_others_may_write_says_what_to_do(
+    cache_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cache, "_warned", set())
+    cache_dir.mkdir()
+    cache_dir.chmod(0o775)
+    with caplog.at_level("WARNING", logger="fftconv_cupy"):
+        assert cache.store(KEY, CONTENT) is None
+    assert f"run: chmod 700 {cache_dir}" in caplog.text
+
+
 def test_entries_and_clear_touch_only_their_own(cache_dir: Path) -> None:
     other_key = cache.CacheKey("sm_120", 1024, "fftconv_filter", "f" * 64)
     paths = [cache.store(other_key, b"other"), cache.store(KEY, CONTENT)]

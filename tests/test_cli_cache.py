@@ -11,7 +11,7 @@ from scratch_kernel import scratch_spec, write_scratch_kernel
 
 from fftconv_cupy import cache as store
 from fftconv_cupy import compile
-from fftconv_cupy.archs import arch_limits
+from fftconv_cupy.archs import ArchLimits, arch_limits
 from fftconv_cupy.benchmarks import environment
 
 # The package's attribute of that name is the command itself, not its module.
@@ -34,8 +34,7 @@ def scratch_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build_source = compile.build_source
     monkeypatch.setattr(compile, "build_source", lambda spec, kernel_dir=None: build_source(spec, folder))
 
-    def specs(arch: str, *, fft_sizes: tuple[int, ...] | None = None) -> list[object]:
-        arch_limits(arch)
+    def specs(limits: ArchLimits, *, fft_sizes: tuple[int, ...] | None = None) -> list[object]:
         return [scratch_spec(fft_size=size) for size in (64, 128) if not fft_sizes or size in fft_sizes]
 
     monkeypatch.setattr(command, "iter_kernel_specs", specs)
@@ -105,9 +104,19 @@ def test_warm_takes_fft_sizes() -> None:
 @pytest.mark.usefixtures("scratch_kernels")
 def test_warm_defaults_to_the_gpus_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "gpu_count", lambda: (2, ""))
-    monkeypatch.setattr(command.launch, "device_arch", lambda device: ("sm_80", "sm_90")[device])
-    assert _run("warm", "--fft-size", "64").exit_code == 0
-    assert [entry.key.arch for entry in store.entries()] == ["sm_80", "sm_90"]
+    # sm_87 is not listed: its limits are read from the device.
+    gpus = (ArchLimits("sm_87", 163 << 10, 164 << 10, has_bulk_copy=False), arch_limits("sm_90"))
+    monkeypatch.setattr(command.launch, "device_limits", lambda device: gpus[device])
+    result = _run("warm", "--fft-size", "64")
+    assert result.exit_code == 0, result.output
+    assert [entry.key.arch for entry in store.entries()] == ["sm_87", "sm_90"]
+
+
+def test_kernels_of_a_gpu_that_is_not_listed() -> None:
+    gpu = ArchLimits("sm_87", 163 << 10, 164 << 10, has_bulk_copy=False)
+    specs = list(command.iter_kernel_specs(gpu))
+    assert specs == list(command.iter_kernel_specs("sm_80"))
+    assert len(specs) < 1000, "the help says several hundred"
 
 
 def test_warm_without_gpu_and_arch_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +19,16 @@ from fftconv_cupy.readers import NUMPY_DTYPES
 pytestmark = pytest.mark.gpu
 
 GPU_FRAMEWORKS = ("cupy", "torch", "jax")
+
+
+@pytest.fixture(autouse=True)
+def device_zero() -> Iterator[None]:
+    """Leave the first GPU current to the tests that follow, in this file and others."""
+    import cupy
+
+    cupy.cuda.runtime.setDevice(0)
+    yield
+    cupy.cuda.runtime.setDevice(0)
 
 
 def on_gpu(framework: str, array: np.ndarray, device: int = 0) -> Any:
@@ -279,6 +290,50 @@ def test_torch_graph_after_warmup(rng):
         agrees(z, y64, "float16")
 
 
+def test_cupy_graphs_hold_what_takes_no_workspace(rng):
+    import cupy
+
+    u, k = random(rng, (4, 8, 512), "float16"), random(rng, (8, 512))
+    on, raw = on_gpu("cupy", u), on_gpu("cupy", k)
+    prepared, wide = prepare_filter(raw, seqlen=512), on_gpu("cupy", np.repeat(u, 2, axis=2))
+    fftconv(on, raw)
+    fftconv(on, prepared)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.Device().synchronize()
+    with stream:
+        stream.begin_capture()
+        for arguments in ((on, raw), (wide[..., ::2], prepared)):
+            with pytest.raises(InvalidArgumentError, match="captured"):
+                fftconv(*arguments)
+        y = fftconv(on, prepared)
+        graph = stream.end_capture()
+    for factor in (1, -2):
+        on.set((u * factor).astype(np.float16))
+        cupy.cuda.Device().synchronize()
+        graph.launch(stream)
+        stream.synchronize()
+        agrees(y, direct((u * factor).astype(np.float16), k), "float16")
+
+
+def test_torch_memory_is_not_reused_while_another_stream_reads_it(rng):
+    torch = pytest.importorskip("torch")
+    u, k = random(rng, (2, 3, 64)), random(rng, (3, 20))
+    on, taps = on_gpu("torch", u), on_gpu("torch", k)
+    fftconv(on, taps)
+    side = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    dropped = on.clone()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(200_000_000)
+    y = fftconv(dropped, taps, stream=side)
+    del dropped
+    for _ in range(4):
+        torch.full_like(on, float("nan"))
+    torch.cuda.synchronize()
+    agrees(y, direct(u, k))
+
+
 @pytest.mark.parametrize("framework", GPU_FRAMEWORKS)
 def test_eight_threads_at_once(rng, framework):
     cases = [(random(rng, (3, 4, 50 + number)), random(rng, (4, 20))) for number in range(8)]
@@ -303,9 +358,15 @@ def test_the_second_gpu(rng, framework):
         pytest.skip("one GPU")
     u, k = random(rng, (2, 3, 64)), random(rng, (3, 20))
     on, taps = on_gpu(framework, u, 1), on_gpu(framework, k, 1)
-    assert cupy.cuda.runtime.getDevice() == 0
-    agrees(fftconv(on, taps), direct(u, k))
-    agrees(fftconv(on, prepare_filter(taps, seqlen=64)), direct(u, k))
-    assert cupy.cuda.runtime.getDevice() == 0
+    for current in (0, 1):
+        # A framework may leave another device current than it found; fftconv may not.
+        cupy.cuda.runtime.setDevice(current)
+        y = fftconv(on, taps)
+        assert cupy.cuda.runtime.getDevice() == current
+        agrees(y, direct(u, k))
+        cupy.cuda.runtime.setDevice(current)
+        prepared = prepare_filter(taps, seqlen=64)
+        assert cupy.cuda.runtime.getDevice() == current
+        agrees(fftconv(on, prepared), direct(u, k))
     with pytest.raises(InvalidTypeError, match="cuda:0"):
         fftconv(on, on_gpu(framework, k, 0))

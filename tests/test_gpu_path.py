@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 from frameworks import at_address, convert, cupy_on_host, direct, host_memory
 
-from fftconv_cupy import arrays, execute, fftconv, numeric, numpy_backend, prepare_filter
+from fftconv_cupy import api, arrays, execute, fftconv, numeric, numpy_backend, prepare_filter
 from fftconv_cupy.archs import ARCHS
 from fftconv_cupy.arrays import ArrayView
+from fftconv_cupy.errors import InvalidArgumentError, UnsupportedProblemError
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.problem import DTYPES, MODES
-from fftconv_cupy.readers import ITEM_BYTES, NUMPY_DTYPES
+from fftconv_cupy.problem import DTYPES, ITEM_BYTES, MODES
+from fftconv_cupy.readers import NUMPY_DTYPES
 
 CURRENT_STREAM = 4096
+CAPTURED_STREAM = 8192
 
 
 def memory_of(seen: ArrayView | None) -> np.ndarray | None:
@@ -38,7 +40,11 @@ class NumpyLauncher:
 
     def __init__(self):
         self.calls = []
+        self.checked = []
         self.spectra = {}
+
+    def check(self, problem, device):
+        self.checked.append((problem, device))
 
     def run(self, problem, u, filt, in_gate, out_gate, skip, out, stream):
         self.calls.append((problem, u, stream))
@@ -89,6 +95,8 @@ def launcher(monkeypatch):
     with cupy_on_host() as cupy:
         current = SimpleNamespace(ptr=CURRENT_STREAM)
         monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda device=-1: current)
+        monkeypatch.setattr(cupy.cuda.runtime, "streamIsCapturing", lambda stream: stream == CAPTURED_STREAM)
+        monkeypatch.setattr(api, "_calls", {})
         yield stands_in
 
 
@@ -194,3 +202,116 @@ def test_another_device_is_made_current(launcher, monkeypatch):
         fftconv(u, k)
     assert entered == [1, "left"]
     assert launcher.calls[-1][1].device == 1
+
+
+def ones(shape, dtype=np.float32):
+    return convert("cupy", np.ones(shape, dtype))
+
+
+def test_the_gpu_is_checked_once_a_signature(launcher):
+    u, k = ones((2, 3, 16)), ones((3, 5))
+    for _ in range(3):
+        fftconv(u, k)
+    (checked,) = launcher.checked
+    assert (checked[0].seqlen, checked[1]) == (16, 0)
+    fftconv(u, k, mode="same")
+    assert len(launcher.checked) == 2
+    prepare_filter(k, seqlen=16)
+    assert len(launcher.checked) == 3
+
+
+def test_nothing_is_allocated_for_what_the_gpu_cannot_do(launcher, monkeypatch):
+    def refuse(problem, device):
+        raise UnsupportedProblemError("too large")
+
+    def unexpected(*_):
+        raise AssertionError("allocated")
+
+    u, k = ones((2, 3, 32))[..., ::2], ones((3, 10))[:, ::2]
+    monkeypatch.setattr(launcher, "check", refuse)
+    monkeypatch.setattr(arrays, "empty", unexpected)
+    monkeypatch.setattr(arrays, "unit_stride", unexpected)
+    for _ in range(2):  # a refused call stays refused
+        with pytest.raises(UnsupportedProblemError, match="too large"):
+            fftconv(u, k)
+    with pytest.raises(UnsupportedProblemError, match="too large"):
+        prepare_filter(k, seqlen=16)
+    assert launcher.calls == []
+
+
+def test_what_takes_workspace_cannot_be_captured(launcher):
+    u, k = ones((2, 3, 16)), ones((3, 5))
+    prepared = prepare_filter(k, seqlen=16)
+    strided = ones((2, 3, 32))[..., ::2]
+    for arguments in ((u, k), (strided, prepared)):
+        with pytest.raises(InvalidArgumentError, match=r"captured.*Call prepare_filter before the capture"):
+            fftconv(*arguments, stream=CAPTURED_STREAM)
+    with pytest.raises(InvalidArgumentError, match="captured"):
+        prepare_filter(ones((3, 10))[:, ::2], seqlen=16, stream=CAPTURED_STREAM)
+    assert launcher.calls == []
+    fftconv(u, prepared, out=ones((2, 3, 16)), stream=CAPTURED_STREAM)
+    assert launcher.calls[-1][2] == CAPTURED_STREAM
+
+
+def test_borrowed_arrays_are_kept_until_the_kernels_are_done(launcher, monkeypatch):
+    kept = []
+    read = arrays.view
+
+    def borrow(obj, name, stream=None):
+        seen = read(obj, name, stream)
+        seen.is_borrowed = name != "in_gate"
+        return seen
+
+    def copy(seen, stream):
+        dense = convert("cupy", np.ascontiguousarray(host_memory(seen.owner)))
+        return read(dense, "copy")
+
+    monkeypatch.setattr(api, "view", borrow)
+    monkeypatch.setattr(arrays, "unit_stride", copy)
+    monkeypatch.setattr(arrays, "keep_alive", lambda *arguments: kept.append(arguments))
+    u, k, gate, out = ones((2, 3, 32))[..., ::2], ones((3, 10))[:, ::2], ones((2, 3, 16)), ones((2, 3, 16))
+    fftconv(u, k, in_gate=gate, out=out)
+    ((owners, device, stream),) = kept
+    # The arrays themselves, not the copies that were made of them.
+    assert [id(owner) for owner in owners] == [id(array) for array in (u, k, gate, out)]
+    assert (device, stream) == (0, CURRENT_STREAM)
+    kept.clear()
+    prepare_filter(k, seqlen=16)
+    ((owners, _, _),) = kept
+    assert owners[0] is k
+    kept.clear()
+    monkeypatch.setattr(api, "view", read)
+    fftconv(u, k, in_gate=gate, out=out)
+    assert kept == []
+
+
+def test_a_stream_that_is_given_is_told_to_torch(launcher, monkeypatch):
+    told = []
+    monkeypatch.setattr(arrays, "record_use", lambda owners, *rest: told.append(([id(o) for o in owners], *rest)))
+    read = arrays.view
+
+    def as_torch(obj, name, stream=None):
+        seen = read(obj, name, stream)
+        seen.framework = "torch"
+        return seen
+
+    copies = []
+
+    def copy(seen, stream):
+        copies.append(convert("cupy", np.ascontiguousarray(host_memory(seen.owner))))
+        return read(copies[-1], "copy")
+
+    monkeypatch.setattr(api, "view", as_torch)
+    monkeypatch.setattr(arrays, "unit_stride", copy)
+    monkeypatch.setattr(arrays, "mark_written", lambda _: None)
+    monkeypatch.setattr(launcher, "prepare", lambda problem, k, stream: (data, read(data, "data")))
+    u, k, out, data = ones((2, 3, 32))[..., ::2], ones((3, 5)), ones((2, 3, 16)), ones((16,))
+    fftconv(u, k, out=out, stream=77)
+    assert told == [([id(u), id(k), id(out)], 0, 77)]
+    told.clear()
+    prepared = prepare_filter(k, seqlen=16, stream=77)
+    assert told == [([id(k)], 0, 77)]
+    told.clear()
+    launcher.spectra[prepared.ptr] = numpy_backend.filter_spectrum(launcher.calls[-1][0], host_memory(k))
+    fftconv(u, prepared, out=out, stream=77)
+    assert told == [([id(u), id(data), id(out)], 0, 77)]

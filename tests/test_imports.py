@@ -16,7 +16,7 @@ PACKAGE = Path(fftconv_cupy.__file__).parent
 
 # From the lowest layer to the highest: a module imports from lower layers only.
 LAYERS = (
-    ("errors", "_version"),
+    ("errors", "params", "_version"),
     ("problem", "source", "archs", "dependencies", "cache"),
     ("readers", "blocks", "compile", "reference"),
     ("arrays", "filters", "plan", "tables", "numpy_backend", "numeric"),
@@ -26,7 +26,7 @@ LAYERS = (
     ("__init__",),
     ("__main__",),
 )
-STDLIB_ONLY = ("errors", "problem", "source", "archs", "blocks", "plan", "cache", "_version")
+STDLIB_ONLY = ("errors", "params", "problem", "source", "archs", "blocks", "plan", "cache", "_version")
 FRAMEWORKS = ("cupy", "cupyx", "torch", "jax")
 
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))

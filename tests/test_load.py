@@ -204,9 +204,10 @@ def test_launch_on_the_gpu(real_kernel: Any, smem_bytes: int, in_memory: bool, t
 
     if in_memory:
         (tmp_path / "cache").write_bytes(b"")
-    out = cupy.zeros(1000, cupy.float32)
-    _launch_into(real_kernel(smem_bytes), out, cupy.cuda.get_current_stream().ptr)
-    assert (out == 6).all()
+    with cupy.cuda.Device(0):
+        out = cupy.zeros(1000, cupy.float32)
+        _launch_into(real_kernel(smem_bytes), out, cupy.cuda.get_current_stream().ptr)
+        assert (out == 6).all()
     assert len(list((tmp_path).rglob(f"{ENTRY}*.cubin"))) == (0 if in_memory else 1)
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from frameworks import direct
 
-from fftconv_cupy import numpy_backend
+from fftconv_cupy import fftconv, numpy_backend
 from fftconv_cupy.problem import CPU_DTYPES, MODES, make_problem
+from fftconv_cupy.readers import NUMPY_DTYPES
 
 LENGTHS = ((1, 1), (1, 5), (5, 1), (2, 2), (3, 7), (7, 3), (16, 16), (31, 17), (17, 64), (64, 200), (61, 61))
 
@@ -112,3 +113,25 @@ def test_a_tiny_row_beside_a_huge_one_keeps_its_accuracy(rng):
     u[1] *= 1e-30
     y, y64 = convolve(u, k, "circular"), direct(u, k, mode="circular")
     assert error(y[1], y64[1]) < 1e-14
+
+
+def test_bfloat16_is_rounded_once():
+    tie = 1 + 2.0**-8  # between two bfloat16 numbers, of which the even one is 1
+    y = np.array([tie, tie + 2.0**-40, tie - 2.0**-40, -tie - 2.0**-40, 1e-60, -1e-60, 3e38, 1e300, np.inf, -np.inf])
+    rounded = [1, 1 + 2.0**-7, 1, -1 - 2.0**-7, 0, 0, 3e38, np.inf, np.inf, -np.inf]
+    with np.errstate(over="ignore"):
+        got = numpy_backend._to_bfloat16(y).astype(np.float64)
+        assert np.isnan(numpy_backend._to_bfloat16(np.array([np.nan])).astype(np.float64))
+    assert np.allclose(got, rounded, rtol=2**-8, atol=0)
+    assert np.array_equal(got[:6], rounded[:6])
+    u = np.ones(2, NUMPY_DTYPES["bfloat16"])
+    assert fftconv(u, np.array([tie, 2.0**-40], np.float32))[1] == 1 + 2.0**-7
+
+
+def test_bfloat16_is_the_nearest(rng):
+    y = rng.standard_normal(2000) * 10.0 ** rng.integers(-36, 38, 2000)
+    got = numpy_backend._to_bfloat16(y)
+    away = np.abs(got.astype(np.float64) - y)
+    bits = got.view(np.int16)
+    for step in (-1, 1):
+        assert (away <= np.abs((bits + np.int16(step)).view(got.dtype).astype(np.float64) - y)).all()

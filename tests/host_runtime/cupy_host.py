@@ -98,6 +98,7 @@ def host_backed_gpu(
         patch.setattr(cupy.cuda, "get_current_stream", lambda device_id=-1: stream)
         patch.setattr(cupy.cuda, "Device", device)
         patch.setattr(cupy.cuda.runtime, "getDevice", lambda: 0)
+        patch.setattr(cupy.cuda.runtime, "streamIsCapturing", lambda handle: False)
         patch.setattr(cupy, "asarray", to_cupy)
         patch.setattr(fftconv_cupy.arrays, "unit_stride", _unit_stride)
         patch.setattr(launch, "load_kernel", host_loader(race_check=race_check, order=order, seed=seed))
