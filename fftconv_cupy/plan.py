@@ -145,8 +145,17 @@ def block_config(problem: Problem, limits: ArchLimits) -> tuple[str, BlockConfig
     """Return the strategy and the block configuration of a problem.
 
     Raises:
-        UnsupportedProblemError: the transform does not fit one block of this GPU.
+        UnsupportedProblemError: the transform does not fit one block of this GPU, or an axis reaches 2^30.
     """
+    if max(problem.batch, problem.channels, problem.seqlen, problem.filter_len) >= _LARGEST_AXIS:
+        raise UnsupportedProblemError(
+            message(
+                "shape",
+                got=f"B = {problem.batch}, H = {problem.channels}, L = {problem.seqlen}, K = {problem.filter_len}",
+                allowed="each below 2^30",
+                do="Split the arrays.",
+            )
+        )
     strategy, least = transform_of(problem)
     largest = max_points(limits)
     if least > largest or problem.fft_size > 2 * largest:
@@ -176,30 +185,9 @@ def make_plan(
     Raises:
         UnsupportedProblemError: the transform does not fit one block of this GPU, or an axis reaches 2^30.
     """
-    if max(problem.batch, problem.channels, problem.seqlen, problem.filter_len) >= _LARGEST_AXIS:
-        raise UnsupportedProblemError(
-            message(
-                "shape",
-                got=f"B = {problem.batch}, H = {problem.channels}, L = {problem.seqlen}, K = {problem.filter_len}",
-                allowed="each below 2^30",
-                do="Split the arrays.",
-            )
-        )
     strategy, config = block_config(problem, limits)
     points, is_paired = config.points, strategy == "paired"
-    is_whole = problem.seqlen == problem.out_len == points
-    variant = ForwardVariant(
-        dtype=problem.dtype,
-        is_paired=is_paired,
-        is_complex=is_paired or max(problem.seqlen, problem.out_len) > points,
-        has_tail=not is_whole or not is_vector,
-        is_vector=is_vector,
-        extras=_extras(problem),
-        has_prefetch=is_bulk
-        and is_vector
-        and is_whole
-        and can_prefetch(config, limits, problem.dtype, is_paired=is_paired),
-    )
+    variant = _forward_variant(problem, config, limits, is_paired=is_paired, is_vector=is_vector, is_bulk=is_bulk)
     jobs = (problem.batch + 1) // 2 if is_paired else problem.batch
     slots = min(config.rows, 1 << max(0, jobs - 1).bit_length())
     lags = filter_lags(problem, strategy)
@@ -214,14 +202,7 @@ def make_plan(
         strategy=strategy,
         config=config,
         forward=forward_spec(config, variant),
-        filter=filter_spec(
-            config,
-            FilterVariant(
-                dtype=problem.filter_dtype,
-                is_paired=is_paired,
-                is_general=lags.is_wrapped or lags.positive > points,
-            ),
-        ),
+        filter=filter_spec(config, _filter_variant(problem, lags, points, is_paired=is_paired)),
         lags=lags,
         is_prepared=is_prepared,
         grid=(
@@ -235,7 +216,34 @@ def make_plan(
         channel_group=group,
         launches=1 if is_prepared else 2 if problem.shared_filter else 2 * groups,
         workspace_bytes=0 if is_prepared else spectrum_bytes * (1 if problem.shared_filter else group),
-        reasons=_reasons(problem, config, variant, is_whole, groups),
+        reasons=_reasons(problem, config, variant, groups),
+    )
+
+
+def _is_whole(problem: Problem, points: int) -> bool:
+    """Return whether input and output rows fill the real part of the transform."""
+    return problem.seqlen == problem.out_len == points
+
+
+def _forward_variant(
+    problem: Problem, config: BlockConfig, limits: ArchLimits, *, is_paired: bool, is_vector: bool, is_bulk: bool
+) -> ForwardVariant:
+    is_whole = _is_whole(problem, config.points)
+    can_copy = can_prefetch(config, limits, problem.dtype, is_paired=is_paired)
+    return ForwardVariant(
+        dtype=problem.dtype,
+        is_paired=is_paired,
+        is_complex=is_paired or max(problem.seqlen, problem.out_len) > config.points,
+        has_tail=not is_whole or not is_vector,
+        is_vector=is_vector,
+        extras=_extras(problem),
+        has_prefetch=is_whole and is_vector and is_bulk and can_copy,
+    )
+
+
+def _filter_variant(problem: Problem, lags: FilterLags, points: int, *, is_paired: bool) -> FilterVariant:
+    return FilterVariant(
+        dtype=problem.filter_dtype, is_paired=is_paired, is_general=lags.is_wrapped or lags.positive > points
     )
 
 
@@ -282,19 +290,21 @@ def filter_lags(problem: Problem, strategy: str) -> FilterLags:
     return FilterLags(0, 0, 0, problem.taps, 0)
 
 
-def _reasons(
-    problem: Problem, config: BlockConfig, variant: ForwardVariant, is_whole: bool, groups: int
-) -> tuple[str, ...]:
+def _reasons(problem: Problem, config: BlockConfig, variant: ForwardVariant, groups: int) -> tuple[str, ...]:
     reasons = []
     if variant.is_paired:
         reasons.append("N is a power of two and L > N / 2: two batch rows are real and imaginary part of one transform")
     elif problem.mode == "circular":
-        reasons.append("N is no power of two, or small, or L <= N / 2: a linear transform with a wrapped filter")
+        n = problem.fft_size
+        why = "is no power of two" if n & (n - 1) else "is small" if 2 * problem.seqlen > n else "is at least 2 L"
+        reasons.append(f"N = {n} {why}: a linear transform with a wrapped filter, one row each")
     elif variant.is_complex:
         reasons.append(f"rows or outputs of more than {config.points} points: the rest is the imaginary part")
     else:
         reasons.append(f"rows fit in {config.points} points: no padding is transformed, the input is real")
-    if not is_whole:
+    if problem.mode != "circular" and problem.fft_size > max(2 * config.points, 2):
+        reasons.append(f"{2 * config.points} real points are enough: a larger FFT size would change nothing")
+    if not _is_whole(problem, config.points):
         reasons.append("rows end inside the transform: loads and stores test the length")
     if not variant.is_vector:
         reasons.append("an odd length, address or stride: elements are accessed one by one")
