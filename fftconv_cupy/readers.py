@@ -232,8 +232,12 @@ def _read_dlpack(obj: Any, name: str, stream: int | None) -> ArrayView:
             shared = np.from_dlpack(obj)
         elif kind in (_DLPACK_CUDA, _DLPACK_CUDA_MANAGED):
             cupy = import_cupy()
-            with cupy.cuda.Device(ordinal), cupy_stream(cupy, ordinal, stream):
-                shared = cupy.from_dlpack(obj)
+            with cupy.cuda.Device(ordinal):
+                current, target = cupy.cuda.get_current_stream(ordinal), cupy_stream(cupy, ordinal, stream)
+                if target.ptr != current.ptr:  # an exporter built on CuPy would take `target` for its own stream
+                    target.wait_event(current.record())
+                with target:
+                    shared = cupy.from_dlpack(obj)
         else:
             got = f"an object of type {_type_name(obj)} on DLPack device type {int(kind)}"
             _refuse(name, got, "the CPU or a CUDA GPU", "Copy it there.")
