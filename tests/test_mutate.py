@@ -62,7 +62,7 @@ def test_a_fault_that_nothing_judges_does_not_count_as_caught(tmp_path: Path) ->
         return copy.judge(Mutation("gate", "fftconv_cupy/_version.py", "__version__", "__version__", ids))
 
     assert judge("::test_right") == (False, "SURVIVED")
-    is_caught, verdict = judge()
+    is_caught, verdict = judge("")
     assert is_caught
     assert verdict.startswith("test_three.py::test_wrong: assert")
     is_caught, verdict = judge("::test_absent")
