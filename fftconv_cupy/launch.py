@@ -76,11 +76,6 @@ def device_limits(device: int) -> ArchLimits:
     )
 
 
-def device_arch(device: int) -> str:
-    """Return NVRTC's name of a device's architecture, such as ``"sm_90"``; errors as for `device_limits`."""
-    return device_limits(device).arch
-
-
 def check(problem: Problem, device: int) -> None:
     """Raise what a call on this device would raise, but for failed compilations, before anything is allocated.
 
