@@ -39,6 +39,7 @@ class Copy:
         shutil.copy(ROOT / "pyproject.toml", folder)
         self.environment = {
             **os.environ,
+            "PYTEST_ADDOPTS": "",  # the output is read
             "CI": "true",  # nothing may be skipped
             "PYTHONPATH": str(folder),  # before what is installed
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -87,7 +88,7 @@ class Copy:
         if code == 0:
             return False, "SURVIVED"
         if code != 1 or failed is None or "HostBuildError" in output:
-            return False, f"INVALID, no test judged it:\n{output[-2000:]}"
+            return False, f"INVALID, no test judged it (exit code {code}):\n{output[-2000:]}"
         message = re.sub(r"0x[0-9a-f]+", "0x...", (failed[2] or "").strip()).removeprefix("host_runtime.harness.")
         return True, f"{failed[1]}: {message[:70]}"
 
