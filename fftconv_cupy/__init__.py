@@ -12,12 +12,15 @@ from fftconv_cupy.errors import (
     UnsupportedProblemError,
 )
 from fftconv_cupy.filters import FilterSpectrum
+from fftconv_cupy.gradients import fftconv_vjp
 from fftconv_cupy.plan import Plan
+from fftconv_cupy.problem import Gradients
 
 __all__ = [
     "CompileError",
     "FFTConvError",
     "FilterSpectrum",
+    "Gradients",
     "InvalidArgumentError",
     "InvalidTypeError",
     "MissingDependencyError",
@@ -26,6 +29,7 @@ __all__ = [
     "UnsupportedProblemError",
     "__version__",
     "fftconv",
+    "fftconv_vjp",
     "plan",
     "prepare_filter",
     "warmup",

@@ -8,8 +8,9 @@ from typing import Any
 from fftconv_cupy import arrays, execute
 from fftconv_cupy.archs import ArchLimits, arch_limits
 from fftconv_cupy.arrays import view
+from fftconv_cupy.autograd import by_operator, is_differentiated
 from fftconv_cupy.checks import Arguments, Call, check_out_memory, filter_problem, resolve
-from fftconv_cupy.errors import MissingDependencyError, UnsupportedDeviceError, message
+from fftconv_cupy.errors import InvalidTypeError, MissingDependencyError, UnsupportedDeviceError, message
 from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.plan import Plan, make_plan
 from fftconv_cupy.problem import ITEM_BYTES, check_int, make_problem
@@ -39,6 +40,8 @@ def fftconv(
     Any strides along batch and channel are used as they are, but an input whose last axis does not have unit stride is
     copied once on a GPU, as is a `skip` with gaps. Arithmetic is float32 on a GPU, and only the result is rounded to
     the dtype of `u`. A value that is not finite may make its own row not finite, and no other.
+
+    Tensors that torch differentiates go to `fftconv_cupy.torch.fftconv`, which is differentiable.
 
     On a GPU, workspace comes from torch's pool for torch tensors, else from CuPy's, as do the outputs for JAX; JAX
     itself takes 75 % of the memory as it starts, unless XLA_PYTHON_CLIENT_PREALLOCATE=false is set. Arrays of JAX and
@@ -77,9 +80,10 @@ def fftconv(
 
     Raises:
         InvalidTypeError: an argument is not an array, has a dtype that is not allowed, or comes from another framework
-            or device than `u`; a torch tensor requires grad in grad mode; a JAX tracer.
-        InvalidArgumentError: a shape, mode, `fft_size`, `out` or prepared filter that does not go with the rest. Its
-            subclass UnsupportedProblemError: the transform does not fit the GPU.
+            or device than `u`; a JAX tracer.
+        InvalidArgumentError: a shape, mode, `fft_size`, `out` or prepared filter that does not go with the rest; `out`
+            or `stream` with tensors that torch differentiates.
+            Its subclass UnsupportedProblemError: the transform does not fit the GPU.
         MissingDependencyError: the arrays are on a GPU and CuPy or NVRTC is not installed.
         UnsupportedDeviceError: the GPU is older than compute capability 7.5.
         CompileError: a kernel could not be compiled.
@@ -90,15 +94,23 @@ def fftconv(
         array([[1., 3., 6., 6.]], dtype=float32)
     """
     handle = None if stream is None else arrays.stream_handle(stream)
-    arguments = Arguments(
-        view(u, "u", handle),
-        k if type(k) is FilterSpectrum else view(k, "k", handle),
-        None if in_gate is None else view(in_gate, "in_gate", handle),
-        None if out_gate is None else view(out_gate, "out_gate", handle),
-        None if skip is None else view(skip, "skip", handle),
-        None if out is None else view(out, "out", handle),
-    )
-    call = _resolved(arguments, mode, fft_size)
+    arguments: Arguments | None = None
+    try:
+        arguments = Arguments(
+            view(u, "u", handle),
+            k if type(k) is FilterSpectrum else view(k, "k", handle),
+            None if in_gate is None else view(in_gate, "in_gate", handle),
+            None if out_gate is None else view(out_gate, "out_gate", handle),
+            None if skip is None else view(skip, "skip", handle),
+            None if out is None else view(out, "out", handle),
+        )
+    except InvalidTypeError:
+        if not any(map(is_differentiated, (u, k, in_gate, out_gate, skip))):
+            raise
+    if arguments is None:
+        gates = {"in_gate": in_gate, "out_gate": out_gate, "skip": skip}
+        return by_operator(u, k, mode=mode, fft_size=fft_size, **gates, out=out, stream=stream)
+    call = resolved(arguments, mode, fft_size)
     device = arguments.u.device
     if arguments.out is not None:
         check_out_memory(call, arguments, arguments.out)
@@ -294,7 +306,7 @@ def warmup(
     return lines
 
 
-def _resolved(arguments: Arguments, mode: str, fft_size: int | None) -> Call:
+def resolved(arguments: Arguments, mode: str, fft_size: int | None) -> Call:
     """Return the checked call; one look-up where a call of the same signature has been checked before."""
     key = arguments.signature(mode, fft_size)
     try:

@@ -22,6 +22,7 @@ from fftconv_cupy.readers import BFLOAT16, NUMPY_DTYPES, ArrayView, cupy_stream,
 
 __all__ = [
     "ArrayView",
+    "byte_span",
     "check_stream_device",
     "contiguous_strides",
     "current_device",
@@ -40,6 +41,7 @@ __all__ = [
     "upload",
     "use_device",
     "view",
+    "zero",
 ]
 
 _CONTIGUOUS: dict[tuple[int, ...], tuple[int, ...]] = {}
@@ -119,6 +121,13 @@ def unit_stride(array: ArrayView, stream: int) -> ArrayView:
     return ArrayView(
         copy.data.ptr, array.shape, contiguous_strides(array.shape), array.dtype, device, array.framework, copy
     )
+
+
+def zero(array: ArrayView, stream: int) -> None:
+    """Fill a contiguous array on the current GPU with zeros, asynchronously on `stream`."""
+    first, past = byte_span(array)
+    if past > first:
+        import_cupy().cuda.runtime.memsetAsync(array.ptr, 0, past - first, stream)
 
 
 def upload(table: np.ndarray[Any, Any], device: int) -> Any:
@@ -288,7 +297,7 @@ def refuse_capture(stream: int) -> None:
                 "stream",
                 got="a stream being captured into a CUDA graph, for a call that takes workspace",
                 allowed="for a capture: a prepared filter and CuPy arrays of unit stride along the last axis, or torch",
-                do="Call prepare_filter before the capture, and pass contiguous arrays.",
+                do="Call prepare_filter before the capture, pass contiguous arrays, ask for no gradient of k or skip.",
             )
         )
 
@@ -317,6 +326,20 @@ def shares_memory(a: ArrayView, b: ArrayView) -> bool:
         return np.shares_memory(_shadow(a), _shadow(b), max_work=_OVERLAP_WORK)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
+
+
+def byte_span(array: ArrayView) -> tuple[int, int]:
+    """Return the bytes from an address to its array's first byte (<= 0) and past the last; (0, 0) where it is empty."""
+    if 0 in array.shape:
+        return 0, 0
+    first = last = 0
+    for size, stride in zip(array.shape, array.strides, strict=True):
+        if stride < 0:
+            first += (size - 1) * stride
+        else:
+            last += (size - 1) * stride
+    item = ITEM_BYTES[array.dtype]
+    return first * item, (last + 1) * item
 
 
 def _shadow(array: ArrayView) -> np.ndarray[Any, Any]:

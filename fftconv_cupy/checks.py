@@ -12,10 +12,19 @@ from typing import NoReturn
 
 import numpy as np
 
-from fftconv_cupy.arrays import shares_memory
+from fftconv_cupy.arrays import byte_span, shares_memory
 from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, message
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.problem import CPU_DTYPES, DTYPES, ITEM_BYTES, Problem, check_mode, make_problem
+from fftconv_cupy.problem import (
+    CPU_DTYPES,
+    DTYPES,
+    Gradients,
+    Problem,
+    Wanted,
+    check_mode,
+    make_problem,
+    make_wanted,
+)
 from fftconv_cupy.readers import ArrayView, device_name
 
 
@@ -52,9 +61,26 @@ class Arguments:
             if isinstance(value, ArrayView):
                 yield name, value
 
-    def arrays(self) -> list[ArrayView]:
-        """Return the inputs, and the output where it was given."""
-        return [array for _, array in self.inputs()] + ([self.out] if self.out is not None else [])
+    def named(self) -> list[tuple[str, ArrayView]]:
+        """Return name and view of the inputs, `u` first, and of the output where it was given."""
+        return [*self.inputs(), *([("out", self.out)] if self.out is not None else [])]
+
+
+@dataclass(slots=True, kw_only=True)
+class VjpArguments(Arguments):
+    """The views of one call of `fftconv_vjp`, and the names of the gradients that it asks for."""
+
+    dy: ArrayView
+    wrt: tuple[object, ...] | None = None
+
+    def signature(self, mode: object, fft_size: object) -> tuple[object, ...]:
+        """Return everything that the checks of `resolve` look at, as a key, which is none of an `Arguments`."""
+        return (*Arguments.signature(self, mode, fft_size), _signature(self.dy), self.wrt)
+
+    def inputs(self) -> Iterator[tuple[str, ArrayView]]:
+        """Yield name and view of every array that is read, `u` first and `dy` last."""
+        yield from Arguments.inputs(self)
+        yield "dy", self.dy
 
 
 @dataclass(slots=True)
@@ -68,6 +94,7 @@ class Call:
         spans: for each input its name, and the bytes from its address to its first byte and past its last one.
         is_borrowed: an array's memory is borrowed (see `ArrayView`).
         is_capturable: a CUDA graph may hold the call: it takes no memory that CuPy would give to others after it.
+        wanted: the gradients that `fftconv_vjp` is asked for; none of `fftconv`.
         is_checked: the GPU is known to be able to compute it; set by the first call.
     """
 
@@ -77,6 +104,7 @@ class Call:
     spans: tuple[tuple[str, int, int], ...]
     is_borrowed: bool
     is_capturable: bool
+    wanted: Wanted
     is_checked: bool = False
 
 
@@ -85,10 +113,10 @@ def resolve(arguments: Arguments, mode: object, fft_size: object) -> Call:
 
     Raises:
         InvalidTypeError: a dtype, framework or device that does not go with the others.
-        InvalidArgumentError: a shape, length, stride, mode or FFT size that is not allowed, or a prepared filter that
-            was made for something else.
+        InvalidArgumentError: a shape, length, stride, mode, FFT size or name of a gradient that is not allowed, or a
+            prepared filter that was made for something else.
     """
-    u, k, out = arguments.u, arguments.k, arguments.out
+    u, k = arguments.u, arguments.k
     mode = check_mode(mode)
     _check_places(arguments)
     _check_dtypes(arguments)
@@ -117,26 +145,33 @@ def resolve(arguments: Arguments, mode: object, fft_size: object) -> Call:
         do = "Leave fft_size out here too" if is_default else f"Pass fft_size={k.fft_size} to fftconv too"
         _refuse_prepared("fft_size", problem.fft_size, k.fft_size, do)
     out_shape = (*u.shape[:-1], problem.out_len)
-    for name, array, shape in (
-        ("in_gate", arguments.in_gate, u.shape),
-        ("out_gate", arguments.out_gate, out_shape),
-        ("skip", arguments.skip, (channels,)),
-        ("out", out, out_shape),
-    ):
-        if array is not None and array.shape != shape:
-            _refuse_shape(name, array, tuple(shape), u)
-    if out is not None:
-        _check_out_layout(out)
+    shapes = {"in_gate": u.shape, "out_gate": out_shape, "skip": (channels,), "out": out_shape, "dy": out_shape}
+    for name, array in arguments.named():
+        if name in shapes and array.shape != shapes[name]:
+            _refuse_shape(name, array, tuple(shapes[name]), u)
+    if arguments.out is not None:
+        _check_out_layout(arguments.out)
+    wanted = Wanted()
+    if isinstance(arguments, VjpArguments):
+        if isinstance(k, FilterSpectrum) and k.strategy == "paired":  # gradients are computed row by row
+            got, allowed = f"one for pairs of rows (circular, N = {k.fft_size})", "for gradients on a GPU the taps"
+            raise InvalidArgumentError(
+                message("k (prepared filter)", got=got, allowed=allowed, do="Pass the taps as k.")
+            )
+        wanted = make_wanted(arguments.wrt, [name for name, _ in arguments.inputs() if name in Gradients._fields])
     copied = tuple(name for name, array in arguments.inputs() if array.shape[-1] > 1 and array.strides[-1] != 1)
-    is_borrowed = any(array.is_borrowed for array in arguments.arrays())
+    is_borrowed = any(array.is_borrowed for _, array in arguments.named())
+    # What is summed over rows goes through workspace, as does a filter that was not prepared.
+    takes_memory = bool(copied) or is_borrowed or isinstance(k, ArrayView) or wanted.k or wanted.skip
     return Call(
         problem,
         out_shape,
         copied,
-        spans=tuple((name, *_span(array)) for name, array in arguments.inputs()),
+        spans=tuple((name, *byte_span(array)) for name, array in arguments.inputs()),
         is_borrowed=is_borrowed,
         # In a capture torch allocates from a pool of the graph's own.
-        is_capturable=u.framework == "torch" or not (copied or is_borrowed or isinstance(k, ArrayView)),
+        is_capturable=u.framework == "torch" or not takes_memory,
+        wanted=wanted,
     )
 
 
@@ -173,7 +208,7 @@ def check_out_memory(call: Call, arguments: Arguments, out: ArrayView) -> None:
     """
     if isinstance(out.owner, np.ndarray) and not out.owner.flags.writeable:
         _refuse_out("a read-only array")
-    first, past = _span(out)
+    first, past = byte_span(out)
     low, high = out.ptr + first, out.ptr + past
     for name, first, past in call.spans:
         array = getattr(arguments, name)
@@ -195,8 +230,7 @@ def _signature(array: ArrayView) -> tuple[object, ...]:
 def _check_places(arguments: Arguments) -> None:
     """All arrays come from the framework of u and lie on its device; a prepared filter only has to lie there."""
     u, k = arguments.u, arguments.k
-    others = list(arguments.inputs())[1:] + ([("out", arguments.out)] if arguments.out is not None else [])
-    for name, array in others:
+    for name, array in arguments.named()[1:]:
         if array.framework != u.framework:
             raise InvalidTypeError(
                 message(
@@ -227,14 +261,9 @@ def _check_dtypes(arguments: Arguments) -> None:
         for name, array in arguments.inputs():
             if array.dtype == "float64":
                 _refuse_float64(name, u.device)
-    for name, allowed in (
-        ("in_gate", (u.dtype,)),
-        ("out_gate", (u.dtype,)),
-        ("skip", ("float32", u.dtype)),
-        ("out", (u.dtype,)),
-    ):
-        array = getattr(arguments, name)
-        if array is not None and array.dtype not in allowed:
+    for name, array in arguments.named()[1:]:
+        allowed = (u.dtype, "float32") if name == "skip" else (u.dtype,)
+        if name != "k" and array.dtype not in allowed:
             also = " or float32" if name == "skip" and u.dtype != "float32" else ""
             raise InvalidTypeError(
                 message(
@@ -368,17 +397,3 @@ def _refuse_out(got: str) -> NoReturn:
             do="Pass a contiguous array, such as one made by empty_like.",
         )
     )
-
-
-def _span(array: ArrayView) -> tuple[int, int]:
-    """Return the bytes from an address to its array's first byte (<= 0) and past the last; (0, 0) where it is empty."""
-    if 0 in array.shape:
-        return 0, 0
-    first = last = 0
-    for size, stride in zip(array.shape, array.strides, strict=True):
-        if stride < 0:
-            first += (size - 1) * stride
-        else:
-            last += (size - 1) * stride
-    item = ITEM_BYTES[array.dtype]
-    return first * item, (last + 1) * item

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -10,17 +11,17 @@ import numpy as np
 from fftconv_cupy import arrays, numpy_backend
 from fftconv_cupy.arrays import ArrayView
 from fftconv_cupy.blocks import COMPLEX_BYTES
-from fftconv_cupy.checks import Arguments, Call
+from fftconv_cupy.checks import Arguments, Call, VjpArguments
 from fftconv_cupy.dependencies import import_cupy
 from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.plan import block_config
-from fftconv_cupy.problem import Problem
+from fftconv_cupy.problem import Gradients, Problem
 
 _launch: ModuleType | None = None
 
 
 def gpu_launcher() -> ModuleType:
-    """Return the module `launch`, imported when the first array on a GPU comes: nothing else needs CuPy.
+    """Return the module `gpu`, imported when the first array on a GPU comes: nothing else needs CuPy.
 
     Raises:
         MissingDependencyError: CuPy is not installed.
@@ -28,9 +29,9 @@ def gpu_launcher() -> ModuleType:
     global _launch
     if _launch is None:
         import_cupy()
-        from fftconv_cupy import launch
+        from fftconv_cupy import gpu
 
-        _launch = launch
+        _launch = gpu
     return _launch
 
 
@@ -75,17 +76,69 @@ def on_gpu(call: Call, arguments: Arguments, out: Any, handle: int | None) -> An
         arrays.refuse_capture(stream)
     if target is None:
         out, target = arrays.empty(a.u, call.out_shape, problem.dtype, handle)
-    borrowed = [array.owner for array in a.arrays()] if call.is_borrowed else None
+    borrowed = _owners(a) if call.is_borrowed else None
     if handle is not None and a.u.framework == "torch":
-        prepared = [a.k.data] if isinstance(a.k, FilterSpectrum) else []
-        arrays.record_use([*(array.owner for _, array in a.inputs()), *prepared, out], a.u.device, stream)
+        _record_use(a, [out], stream)
     if problem.batch:
-        for name in call.copied:
-            setattr(a, name, arrays.unit_stride(getattr(a, name), stream))
+        if call.copied:
+            _copy_gapped(call, a, stream)
         launch.run(problem, a.u, a.k, a.in_gate, a.out_gate, a.skip, target, stream)
     if borrowed is not None:
-        arrays.keep_alive(tuple(borrowed), a.u.device, stream)
+        arrays.keep_alive(borrowed, a.u.device, stream)
     return _returned(out, arguments, stream)
+
+
+def vjp_on_cpu(call: Call, arguments: VjpArguments) -> Gradients:
+    """Compute the gradients that are wanted with NumPy."""
+    a = arguments
+    results, views = _empty_gradients(call, a, None)
+    numpy_backend.vjp(
+        call.problem,
+        _rows(a.dy),
+        _rows(a.u),
+        a.k.data if isinstance(a.k, FilterSpectrum) else arrays.to_numpy(a.k),
+        None if a.in_gate is None else _rows(a.in_gate),
+        None if a.out_gate is None else _rows(a.out_gate),
+        None if a.skip is None else arrays.to_numpy(a.skip),
+        Gradients(
+            u=None if views.u is None else _rows(views.u),
+            k=None if views.k is None else arrays.to_numpy(views.k),
+            in_gate=None if views.in_gate is None else _rows(views.in_gate),
+            out_gate=None if views.out_gate is None else _rows(views.out_gate),
+            skip=None if views.skip is None else arrays.to_numpy(views.skip),
+        ),
+    )
+    return _returned_gradients(results, a, 0)
+
+
+def vjp_on_gpu(call: Call, arguments: VjpArguments, handle: int | None) -> Gradients:
+    """Launch on the current device, which is that of the arrays; return the gradients that are wanted.
+
+    Arguments and errors are those of `on_gpu`.
+    """
+    launch = _launch or gpu_launcher()
+    a, problem, wanted = arguments, call.problem, call.wanted
+    if not call.is_checked:
+        launch.check_vjp(problem, wanted, a.u.device)
+        call.is_checked = True
+    stream = arrays.current_stream(a.u) if handle is None else handle
+    if not call.is_capturable:
+        arrays.refuse_capture(stream)
+    results, views = _empty_gradients(call, a, handle)
+    borrowed = _owners(a) if call.is_borrowed else None
+    if handle is not None and a.u.framework == "torch":
+        _record_use(a, results, stream)
+    if problem.batch:
+        if call.copied:
+            _copy_gapped(call, a, stream)
+        launch.run_vjp(problem, wanted, a.dy, a.u, a.k, a.in_gate, a.out_gate, a.skip, views, stream)
+    else:
+        for view in views:
+            if view is not None:
+                arrays.zero(view, stream)  # sums over no rows
+    if borrowed is not None:
+        arrays.keep_alive(borrowed, a.u.device, stream)
+    return _returned_gradients(results, a, stream)
 
 
 def prepare_on_cpu(problem: Problem, k: ArrayView) -> FilterSpectrum:
@@ -123,6 +176,46 @@ def _returned(result: Any, arguments: Arguments, stream: int) -> Any:
     if arguments.out is not None:
         arrays.mark_written(arguments.out)
     return result
+
+
+def _empty_gradients(call: Call, arguments: VjpArguments, handle: int | None) -> tuple[Gradients, Gradients]:
+    """Allocate the gradients that are wanted; return the arrays and their views."""
+    results: list[Any] = []
+    views: list[ArrayView | None] = []
+    for name, is_wanted in zip(Gradients._fields, call.wanted, strict=True):
+        result = view = None
+        if is_wanted:
+            like = getattr(arguments, name)
+            result, view = arrays.empty(like, like.shape, like.dtype, handle)
+        results.append(result)
+        views.append(view)
+    return Gradients(*results), Gradients(*views)
+
+
+def _returned_gradients(results: Gradients, arguments: VjpArguments, stream: int) -> Gradients:
+    """Return what the caller gets for filled `results`."""
+    if arguments.u.framework != "jax":
+        return results
+    u = arguments.u
+    return Gradients(*(None if result is None else arrays.hand_over(result, u, stream) for result in results))
+
+
+def _owners(arguments: Arguments) -> tuple[Any, ...]:
+    return tuple(array.owner for _, array in arguments.named())
+
+
+def _record_use(arguments: Arguments, results: Iterable[Any], stream: int) -> None:
+    """Tell torch that `stream` uses the inputs and the results."""
+    k = arguments.k
+    prepared = [k.data] if isinstance(k, FilterSpectrum) else []
+    owners = [*(array.owner for _, array in arguments.inputs()), *prepared, *results]
+    arrays.record_use(owners, arguments.u.device, stream)
+
+
+def _copy_gapped(call: Call, arguments: Arguments, stream: int) -> None:
+    """Replace the inputs without unit stride along the last axis by copies."""
+    for name in call.copied:
+        setattr(arguments, name, arrays.unit_stride(getattr(arguments, name), stream))
 
 
 def _rows(array: ArrayView) -> np.ndarray[Any, Any]:

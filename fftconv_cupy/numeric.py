@@ -23,6 +23,8 @@ _FLOAT32_BOUND = 1e-6
 _FLOAT32_LONG_BOUND = 2e-6
 _FLOAT32_LONG_FFT_SIZE = 32768
 _FLOAT64_BOUND = 1e-13
+_SUM_BOUND = 1e-5
+_FLOAT64_SUM_BOUND = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ def compare(y: NDArray[np.generic], y64: NDArray[np.float64], dtype: str, *, fft
         fft_size: real points of the transform, see `bound`.
     """
     whole = Agreement(relative_error(y, y64), bound(y64, dtype, fft_size=fft_size))
-    if y64.ndim < 2 or y64.shape[-1] < ROW_OUTPUTS:
+    if y64.ndim < 2 or y64.shape[-1] < ROW_OUTPUTS or not y64.size:
         return whole
     errors = _ratio(*_square_sums(y, y64, rows=True))
     if dtype in ("float16", "bfloat16"):
@@ -96,6 +98,22 @@ def compare(y: NDArray[np.generic], y64: NDArray[np.float64], dtype: str, *, fft
     if not excess[worst] > whole.error / whole.bound:
         return whole
     return Agreement(float(errors[worst]), float(bounds[worst]), tuple(int(i) for i in worst))
+
+
+def compare_sum(y: NDArray[np.generic], y64: NDArray[np.float64], dtype: str) -> Agreement:
+    """Compare a gradient that is summed over rows, that of the filter or of skip, with float64, as a whole.
+
+    Its terms cancel, so float32 sums may err by 1e-5, besides 1.2 times the rounding of a 16-bit result.
+
+    Args:
+        y: the result, of any dtype that converts to float64.
+        y64: the float64 result, same shape.
+        dtype: dtype whose rounding the bound allows for, normally that of ``y``.
+    """
+    allowed = _FLOAT64_SUM_BOUND if dtype == "float64" else _SUM_BOUND
+    if dtype in ("float16", "bfloat16"):
+        allowed += _ROUNDING_FACTOR * rounding_error(y64, dtype)
+    return Agreement(relative_error(y, y64), allowed)
 
 
 def _fixed_bound(dtype: str, fft_size: int) -> float:

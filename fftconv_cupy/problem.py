@@ -6,7 +6,9 @@ Nothing here knows an array, a framework or a GPU. The limit of the GPU at hand 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, message
 
@@ -71,6 +73,26 @@ class Problem:
     def taps(self) -> int:
         """Filter points that can reach the output: min(K, L) in mode "causal", else K."""
         return min(self.filter_len, self.seqlen) if self.mode == "causal" else self.filter_len
+
+
+class Wanted(NamedTuple):
+    """The arguments of a convolution whose gradients are asked for."""
+
+    u: bool = False
+    k: bool = False
+    in_gate: bool = False
+    out_gate: bool = False
+    skip: bool = False
+
+
+class Gradients(NamedTuple):
+    """What `fftconv_vjp` returns: for each argument its gradient, of its shape and dtype; None where not asked for."""
+
+    u: Any = None
+    k: Any = None
+    in_gate: Any = None
+    out_gate: Any = None
+    skip: Any = None
 
 
 def check_int(value: object, name: str, *, minimum: int) -> int:
@@ -234,6 +256,37 @@ def make_problem(
         out_gate=bool(out_gate),
         skip=bool(skip),
     )
+
+
+def make_wanted(names: tuple[object, ...] | None, given: Sequence[str]) -> Wanted:
+    """Check the names of the gradients that are asked for.
+
+    Args:
+        names: fields of `Gradients`; None means every one of `given`.
+        given: the arguments that a gradient can be taken of: a filter is not among them where it was prepared.
+
+    Raises:
+        InvalidTypeError: a name that is no string.
+        InvalidArgumentError: no name, or one of something else.
+    """
+    if names is None:
+        names = tuple(given)
+    allowed = ", ".join(repr(name) for name in given)
+    if not names:
+        do = "Name at least one, or pass None for all."
+        raise InvalidArgumentError(message("wrt", got="no name", allowed=f"at least one of {allowed}", do=do))
+    for name in names:
+        if not isinstance(name, str):
+            got = f"an item of type {type(name).__name__}"
+            raise InvalidTypeError(message("wrt", got=got, allowed=allowed, do="Pass names of arguments, no arrays."))
+        if name not in given:
+            got, do = repr(name), "Pass names of arguments."
+            if name == "k":
+                got, do = "'k', a prepared filter", "Pass the taps as k, or leave 'k' out of wrt."
+            elif name in Gradients._fields:
+                got, do = f"{name!r}, which was not given", f"Pass {name}, or leave {name!r} out of wrt."
+            raise InvalidArgumentError(message("wrt", got=got, allowed=allowed, do=do))
+    return Wanted(*(name in names for name in Wanted._fields))
 
 
 def _as_index(value: object) -> int | None:

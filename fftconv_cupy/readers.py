@@ -143,11 +143,12 @@ def _torch_reader(torch: Any) -> Reader:
     dtypes = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
     is_grad_enabled = torch.is_grad_enabled
     forward_ad = torch.autograd.forward_ad
+    unpack_dual, is_fwd_grad_enabled = forward_ad.unpack_dual, torch._C._is_fwd_grad_enabled
 
     def read_torch(tensor: Any, name: str, stream: int | None) -> ArrayView:
         if tensor.requires_grad and is_grad_enabled():
             _refuse_gradient(name)
-        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
+        if forward_ad._current_level >= 0 and is_fwd_grad_enabled() and unpack_dual(tensor).tangent is not None:
             _refuse_gradient(name)
         dtype = dtypes.get(tensor.dtype)
         if dtype is None:
@@ -350,7 +351,7 @@ def _refuse_gradient(name: str) -> NoReturn:
     _refuse(
         name,
         "a torch tensor that requires grad, or has a tangent, while grad mode is on",
-        "tensors that need no gradient here: fftconv has no torch operator yet and would detach it",
+        "tensors that need no gradient here, where it would be lost",
         f"Call it under torch.no_grad(), or pass {name}.detach().",
     )
 
@@ -390,7 +391,7 @@ def _refuse_tracer(obj: Any, name: str, stream: int | None) -> NoReturn:
         name,
         f"a JAX tracer ({type(obj).__name__})",
         "JAX arrays with data, outside jit, grad and vmap",
-        "Under a JAX transformation use fftconv_cupy.jax, which a later version brings; until then call it eagerly.",
+        "Under a JAX transformation use fftconv_cupy.jax.fftconv.",
     )
 
 

@@ -1,13 +1,16 @@
-"""Float64 reference of `fftconv`: short, slow, and sharing no code or idea with the backends that it judges.
+"""Float64 reference of `fftconv` and its gradients: short, slow, and sharing no code with the backends that it judges.
 
 The linear convolution is computed first, by direct summation or by complex transforms of twice the length needed, and
-every mode is then cut or folded out of it, as the modes are defined.
+every mode is then cut or folded out of it, as the modes are defined. The gradients go back the same way: every output's
+gradient is put to the points of the linear convolution that it was made of, and correlated with filter and input.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fftconv_cupy.problem import Gradients
 
 _DIRECT_PRODUCTS = 1 << 16
 """Up to this many products a row the convolution is summed directly."""
@@ -47,6 +50,52 @@ def fftconv_reference(
     if out_gate is not None:
         y = y * out_gate.astype(np.float64)
     return y
+
+
+def fftconv_vjp_reference(
+    dy: NDArray[np.generic],
+    u: NDArray[np.generic],
+    k: NDArray[np.generic],
+    *,
+    mode: str = "causal",
+    fft_size: int | None = None,
+    in_gate: NDArray[np.generic] | None = None,
+    out_gate: NDArray[np.generic] | None = None,
+    skip: NDArray[np.generic] | None = None,
+) -> Gradients:
+    """Return the gradients of ``sum(dy * fftconv_reference(u, k, ...))`` in float64, None for what was not given.
+
+    Args:
+        dy: (B, H, outputs), any real dtype.
+        u: (B, H, L), as are all that follow as for `fftconv_reference`.
+        k: (H, K), or (K,) for all channels.
+        mode: "causal", "full", "same" or "circular".
+        fft_size: size N of the circular convolution, default L.
+        in_gate: (B, H, L).
+        out_gate: (B, H, outputs).
+        skip: (H,).
+    """
+    signal, gradient = u.astype(np.float64), dy.astype(np.float64)
+    x = signal if in_gate is None else signal * in_gate.astype(np.float64)
+    g = gradient if out_gate is None else gradient * out_gate.astype(np.float64)
+    (batch, channels, seqlen), filter_len = x.shape, k.shape[-1]
+    taps = np.broadcast_to(np.atleast_2d(k.astype(np.float64)), (channels, filter_len))
+    full = _spread(g, mode, seqlen, filter_len, seqlen if fft_size is None else fft_size)
+    # dx[s] = sum_j full[s + j] k[j], a convolution with the reversed taps; dk[j] = sum_s full[s + j] x[s] likewise.
+    dx = convolve(full, taps[:, ::-1])[..., filter_len - 1 : filter_len - 1 + seqlen]
+    rows = batch * channels
+    lags = convolve(full.reshape(1, rows, full.shape[-1]), x.reshape(rows, seqlen)[:, ::-1])
+    dk = lags[0, :, seqlen - 1 : seqlen - 1 + filter_len].reshape(batch, channels, filter_len).sum(axis=0)
+    if skip is not None:
+        dx = dx + skip.astype(np.float64)[:, None] * g[..., :seqlen]
+    before_out_gate = fftconv_reference(u, k, mode=mode, fft_size=fft_size, in_gate=in_gate, skip=skip)
+    return Gradients(
+        u=dx if in_gate is None else dx * in_gate.astype(np.float64),
+        k=dk if k.ndim == 2 else dk.sum(axis=0),
+        in_gate=None if in_gate is None else dx * signal,
+        out_gate=None if out_gate is None else gradient * before_out_gate,
+        skip=None if skip is None else (g[..., :seqlen] * x).sum(axis=(0, 2)),
+    )
 
 
 def convolve(x: Array, taps: Array) -> Array:
@@ -93,3 +142,18 @@ def _wrap(full: Array, size: int) -> Array:
         piece = full[..., start : start + size]
         wrapped[..., : piece.shape[-1]] += piece
     return wrapped
+
+
+def _spread(g: Array, mode: str, seqlen: int, filter_len: int, size: int) -> Array:
+    """Return the gradient of the linear convolution from that of what `_cut` took out of it: its transpose."""
+    full = np.zeros((*g.shape[:-1], seqlen + filter_len - 1))
+    if mode == "circular":
+        for start in range(0, full.shape[-1], size):
+            piece = full[..., start : start + seqlen]
+            piece[...] = g[..., : piece.shape[-1]]
+    elif mode in ("causal", "full", "same"):
+        first = (filter_len - 1) // 2 if mode == "same" else 0
+        full[..., first : first + g.shape[-1]] = g
+    else:
+        raise ValueError(f"no such mode: {mode!r}")
+    return full

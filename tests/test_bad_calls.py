@@ -81,17 +81,21 @@ U, K = np.ones((2, 3, 16), np.float32), np.ones((3, 5), np.float32)
 def test_torch_tensors_with_gradients():
     torch = pytest.importorskip("torch")
     u, k = torch.ones(2, 3, 16), torch.ones(3, 5)
-    for argument, shape in {"u": (2, 3, 16), "k": (3, 5), "in_gate": (2, 3, 16), "skip": (3,)}.items():
-        leaf = torch.ones(shape, requires_grad=True)
-        for needing in (leaf, leaf * 2, torch.nn.Parameter(torch.ones(shape))):
-            parts = refused(InvalidTypeError, fftconv, **{"u": u, "k": k, argument: needing})
-            assert parts["what"] == argument
-            assert "requires grad" in parts["got"]
-            assert "torch.no_grad()" in parts["do"]
-    refused(InvalidTypeError, prepare_filter, k.clone().requires_grad_(), seqlen=16)
+    leaf = k.clone().requires_grad_()
+    for needing in (leaf, leaf * 2, torch.nn.Parameter(k)):
+        parts = refused(InvalidTypeError, prepare_filter, needing, seqlen=16)
+        assert parts["what"] == "k"
+        assert "requires grad" in parts["got"]
+        assert "torch.no_grad()" in parts["do"]
+        for option in ({"out": torch.ones(2, 3, 16)}, {"stream": 0}):
+            parts = refused(InvalidArgumentError, fftconv, u, needing, **option)
+            assert parts["what"] in option
+            assert "differentiates" in parts["got"]
+    refused(InvalidTypeError, fftconv, u, k, out=torch.ones(2, 3, 16, requires_grad=True))
+    assert refused(InvalidTypeError, fftconv, u.numpy(), leaf)["what"] == "u"
     with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(u, torch.ones_like(u))
-        assert "tangent" in refused(InvalidTypeError, fftconv, dual, k)["got"]
+        dual = torch.autograd.forward_ad.make_dual(k, torch.ones_like(k))
+        assert "tangent" in refused(InvalidTypeError, prepare_filter, dual, seqlen=16)["got"]
 
 
 @pytest.mark.filterwarnings("ignore")  # torch calls several of these kinds of tensors prototypes or deprecated
@@ -121,9 +125,8 @@ def test_torch_tensors_without_plain_memory():
 
 def test_torch_function_transforms():
     torch = pytest.importorskip("torch")
-    k = torch.ones(3, 5)
     for transform in (torch.func.vmap, torch.func.grad):
-        parts = refused(InvalidTypeError, transform(lambda u: fftconv(u, k).sum()), torch.ones(2, 3, 16))
+        parts = refused(InvalidTypeError, transform(lambda k: prepare_filter(k, seqlen=16)), torch.ones(2, 3, 5))
         assert "no_grad" in parts["do"] or "torch.func" in parts["do"]
 
 
