@@ -18,27 +18,29 @@ class ArchLimits:
         arch: NVRTC's name, ``"sm_90"``.
         block_shared_bytes: dynamic shared memory that one block may take, opted in.
         multiprocessor_shared_bytes: shared memory of a multiprocessor, of which each block takes 1 KB for the system.
+        multiprocessors: how many there are; in `ARCHS` those of the largest data-centre GPU, for plans without a GPU.
         has_bulk_copy: copies from global to shared memory by the bulk engine (sm_90 and later).
     """
 
     arch: str
     block_shared_bytes: int
     multiprocessor_shared_bytes: int
+    multiprocessors: int
     has_bulk_copy: bool
 
 
 # CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability": maximum amount of
-# shared memory per block, and per multiprocessor.
+# shared memory per block, and per multiprocessor. Multiprocessors: T4, A100, A40, L40S, H100 SXM, B200, RTX PRO 6000.
 ARCHS = {
     limits.arch: limits
     for limits in (
-        ArchLimits("sm_75", 64 << 10, 64 << 10, has_bulk_copy=False),
-        ArchLimits("sm_80", 163 << 10, 164 << 10, has_bulk_copy=False),
-        ArchLimits("sm_86", 99 << 10, 100 << 10, has_bulk_copy=False),
-        ArchLimits("sm_89", 99 << 10, 100 << 10, has_bulk_copy=False),
-        ArchLimits("sm_90", 227 << 10, 228 << 10, has_bulk_copy=True),
-        ArchLimits("sm_100", 227 << 10, 228 << 10, has_bulk_copy=True),
-        ArchLimits("sm_120", 99 << 10, 100 << 10, has_bulk_copy=True),
+        ArchLimits("sm_75", 64 << 10, 64 << 10, 40, has_bulk_copy=False),
+        ArchLimits("sm_80", 163 << 10, 164 << 10, 108, has_bulk_copy=False),
+        ArchLimits("sm_86", 99 << 10, 100 << 10, 84, has_bulk_copy=False),
+        ArchLimits("sm_89", 99 << 10, 100 << 10, 142, has_bulk_copy=False),
+        ArchLimits("sm_90", 227 << 10, 228 << 10, 132, has_bulk_copy=True),
+        ArchLimits("sm_100", 227 << 10, 228 << 10, 148, has_bulk_copy=True),
+        ArchLimits("sm_120", 99 << 10, 100 << 10, 188, has_bulk_copy=True),
     )
 }
 

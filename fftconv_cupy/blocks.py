@@ -14,11 +14,15 @@ from functools import cache
 
 from fftconv_cupy.archs import ArchLimits, arch_limits
 from fftconv_cupy.errors import InvalidArgumentError, message
-from fftconv_cupy.params import FilterParams, FwdParams
+from fftconv_cupy.params import BwdParams, FilterBwdParams, FilterParams, FwdParams, ReduceParams
 from fftconv_cupy.problem import ITEM_BYTES
 from fftconv_cupy.source import KernelSpec
 
 COMPLEX_BYTES = 8
+QUAD_BYTES = 16  # two complex points, accessed together
+PERSISTENT = 1 << 30  # jobs of a block: no more blocks than the GPU holds at a time
+REDUCE_THREADS = 256
+REDUCE_COLUMNS = 32  # float4 columns that a block of fftconv_reduce adds up
 CUDA_TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float"}
 EXTRAS = ("none", "gates", "any")  # in the order of the kernel's enum
 _BARRIER_BYTES = 16
@@ -36,8 +40,11 @@ class BlockConfig:
         log2_ept: log2 of the complex points that a thread holds.
         rows: rows a block transforms side by side.
         min_blocks: blocks that should fit on a multiprocessor; bounds the registers of a thread.
-        prefetch_jobs: jobs (rows of a linear transform, pairs of a paired one) that a block walks through while it
-            prefetches the next; 0 where that does not pay.
+        prefetch_jobs: jobs (rows of a linear transform, pairs of a paired one) that a block takes one after the other
+            while it prefetches the next; 0 where that does not pay, `PERSISTENT` where the GPU's blocks share all.
+        backward_blocks: as `min_blocks`, for the backward kernel where it sums the filter's gradient.
+        has_register_sums: that sum is held in registers; else in L2.
+        chunk_steps: times that a block fills its batch slots before it leaves the sum, at most.
     """
 
     points: int
@@ -46,6 +53,9 @@ class BlockConfig:
     rows: int
     min_blocks: int
     prefetch_jobs: tuple[int, int] = (0, 0)
+    backward_blocks: int = 1
+    has_register_sums: bool = True
+    chunk_steps: int = 32
 
     @property
     def row_threads(self) -> int:
@@ -58,23 +68,39 @@ class BlockConfig:
         return self.rows * self.row_threads
 
     @property
+    def quads(self) -> int:
+        """Pairs of complex points that a thread holds."""
+        return (1 << self.log2_ept) // 2
+
+    @property
     def exchange_bytes(self) -> int:
         """Shared memory of the exchange buffers: the rows, each group of a thread's points padded by two points."""
         return self.rows * (self.points + 2 * self.row_threads) * COMPLEX_BYTES
 
 
-# Chosen by timing on an H200 (sm_90). 512 threads a multiprocessor with 128 registers each win at nearly every size.
+# Chosen by timing on an H100 and an H200 (sm_90). Forward, 512 threads a multiprocessor with 128 registers each win at
+# nearly every size; backward, 256 threads with 255 registers, of which the sum takes 64.
 BLOCK_CONFIGS = {
     config.points: config
     for config in (
-        BlockConfig(128, (3, 4), log2_ept=4, rows=16, min_blocks=6),
-        BlockConfig(256, (4, 4), log2_ept=5, rows=16, min_blocks=4),
-        BlockConfig(512, (4, 5), log2_ept=5, rows=8, min_blocks=4),
-        BlockConfig(1024, (5, 5), log2_ept=5, rows=4, min_blocks=4),
-        BlockConfig(2048, (4, 4, 3), log2_ept=5, rows=1, min_blocks=8),
-        BlockConfig(4096, (4, 4, 4), log2_ept=5, rows=1, min_blocks=4, prefetch_jobs=(4, 0)),
-        BlockConfig(8192, (4, 4, 5), log2_ept=5, rows=1, min_blocks=2, prefetch_jobs=(4, 4)),
-        BlockConfig(16384, (4, 5, 5), log2_ept=5, rows=1, min_blocks=1, prefetch_jobs=(8, 4)),
+        BlockConfig(128, (3, 4), log2_ept=4, rows=16, min_blocks=6, backward_blocks=3),
+        BlockConfig(256, (4, 4), log2_ept=5, rows=16, min_blocks=4, backward_blocks=2),
+        BlockConfig(512, (4, 5), log2_ept=5, rows=8, min_blocks=4, backward_blocks=2),
+        BlockConfig(1024, (5, 5), log2_ept=5, rows=4, min_blocks=4, backward_blocks=2),
+        BlockConfig(2048, (4, 4, 3), log2_ept=5, rows=1, min_blocks=8, backward_blocks=4),
+        BlockConfig(4096, (4, 4, 4), log2_ept=5, rows=1, min_blocks=4, prefetch_jobs=(4, 0), backward_blocks=2),
+        BlockConfig(8192, (4, 4, 5), log2_ept=5, rows=1, min_blocks=2, prefetch_jobs=(4, 4), backward_blocks=1),
+        BlockConfig(
+            16384,
+            (4, 5, 5),
+            log2_ept=5,
+            rows=1,
+            min_blocks=1,
+            prefetch_jobs=(PERSISTENT, 4),
+            backward_blocks=1,
+            has_register_sums=False,
+            chunk_steps=2,
+        ),
     )
 }
 
@@ -118,6 +144,41 @@ class FilterVariant:
     is_general: bool
 
 
+@dataclass(frozen=True, slots=True)
+class BackwardVariant:
+    """Flags of the backward kernel; those that `ForwardVariant` has too mean the same.
+
+    Attributes:
+        dtype: storage type of the input, the gates, the output and their gradients.
+        is_complex: imaginary parts hold data: points from M on.
+        has_tail: rows end inside the transform.
+        is_vector: two neighbouring elements are accessed at a time.
+        extras: one of `EXTRAS`.
+        has_in_gradient: the gradient of u or of the input gate is wanted.
+        has_out_gradient: that of the output gate is.
+        has_sum: that of the filter or of skip is.
+        stash_quads: of the spectrum of a row, the pairs of points a thread that lie in shared memory, not in L2.
+    """
+
+    dtype: str
+    is_complex: bool
+    has_tail: bool
+    is_vector: bool
+    extras: str
+    has_in_gradient: bool
+    has_out_gradient: bool
+    has_sum: bool
+    stash_quads: int
+
+    def min_blocks(self, config: BlockConfig) -> int:
+        """Return the blocks that should fit on a multiprocessor: a sum takes registers and the stash."""
+        return config.backward_blocks if self.has_sum else config.min_blocks
+
+    def shared_bytes(self, config: BlockConfig) -> int:
+        """Return the dynamic shared memory of a block."""
+        return config.exchange_bytes + (self.stash_quads * config.threads * QUAD_BYTES if self.has_sum else 0)
+
+
 def fitting_configs(limits: ArchLimits) -> list[BlockConfig]:
     """Return the block configurations whose exchange buffers fit a block of the GPU, smallest first."""
     return [config for config in BLOCK_CONFIGS.values() if config.exchange_bytes <= limits.block_shared_bytes]
@@ -158,6 +219,60 @@ def forward_spec(config: BlockConfig, variant: ForwardVariant) -> KernelSpec:
     return KernelSpec("fftconv_fwd", real_points(config, is_paired=variant.is_paired), defines)
 
 
+def stash_quads(config: BlockConfig, limits: ArchLimits) -> int:
+    """Return the pairs of points a thread whose spectrum fits beside the exchange buffers of a multiprocessor."""
+    per_block = config.exchange_bytes + _SYSTEM_BYTES
+    blocks = max(1, min(config.backward_blocks, limits.multiprocessor_shared_bytes // per_block))
+    share = min(limits.multiprocessor_shared_bytes // blocks - _SYSTEM_BYTES, limits.block_shared_bytes)
+    return max(0, min(config.quads, (share - config.exchange_bytes) // (config.threads * QUAD_BYTES)))
+
+
+def resident_blocks(config: BlockConfig, variant: BackwardVariant, limits: ArchLimits) -> int:
+    """Return the blocks of the backward kernel that the GPU holds at a time."""
+    fitting = limits.multiprocessor_shared_bytes // (variant.shared_bytes(config) + _SYSTEM_BYTES)
+    return limits.multiprocessors * max(1, min(variant.min_blocks(config), fitting))
+
+
+def backward_spec(config: BlockConfig, variant: BackwardVariant) -> KernelSpec:
+    """Return the backward kernel of a block configuration and variant."""
+    defines = (
+        *_layout_defines(config, is_paired=False, min_blocks=variant.min_blocks(config)),
+        ("FFTCONV_IO_T", CUDA_TYPES[variant.dtype]),
+        ("FFTCONV_IS_COMPLEX", str(int(variant.is_complex))),
+        ("FFTCONV_HAS_TAIL", str(int(variant.has_tail))),
+        ("FFTCONV_IS_VECTOR", str(int(variant.is_vector))),
+        ("FFTCONV_EXTRAS", str(EXTRAS.index(variant.extras))),
+        ("FFTCONV_HAS_IN_GRADIENT", str(int(variant.has_in_gradient))),
+        ("FFTCONV_HAS_OUT_GRADIENT", str(int(variant.has_out_gradient))),
+        ("FFTCONV_HAS_SUM", str(int(variant.has_sum))),
+        ("FFTCONV_IS_SUM_IN_REGISTERS", str(int(config.has_register_sums))),
+        ("FFTCONV_STASH_QUADS", str(variant.stash_quads)),
+        ("FFTCONV_SHARED_BYTES", str(variant.shared_bytes(config))),
+        ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(BwdParams))),
+    )
+    return KernelSpec("fftconv_bwd", real_points(config, is_paired=False), defines)
+
+
+def filter_backward_spec(config: BlockConfig, dtype: str) -> KernelSpec:
+    """Return the kernel that turns sums into the gradient of a filter of `dtype`."""
+    defines = (
+        *_layout_defines(config, is_paired=False),
+        ("FFTCONV_FILTER_T", CUDA_TYPES[dtype]),
+        ("FFTCONV_SHARED_BYTES", str(config.exchange_bytes)),
+        ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(FilterBwdParams))),
+    )
+    return KernelSpec("fftconv_filter_bwd", real_points(config, is_paired=False), defines)
+
+
+def reduce_spec(config: BlockConfig) -> KernelSpec:
+    """Return the kernel that adds up sums; it is the same for all sizes, and cached with each."""
+    defines = (
+        ("FFTCONV_THREADS", str(REDUCE_THREADS)),
+        ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(ReduceParams))),
+    )
+    return KernelSpec("fftconv_reduce", real_points(config, is_paired=False), defines)
+
+
 def filter_spec(config: BlockConfig, variant: FilterVariant) -> KernelSpec:
     """Return the kernel that makes the spectrum of a filter."""
     defines = (
@@ -175,14 +290,16 @@ def real_points(config: BlockConfig, *, is_paired: bool) -> int:
     return config.points if is_paired else 2 * config.points
 
 
-def _layout_defines(config: BlockConfig, *, is_paired: bool) -> tuple[tuple[str, str], ...]:
+def _layout_defines(
+    config: BlockConfig, *, is_paired: bool, min_blocks: int | None = None
+) -> tuple[tuple[str, str], ...]:
     return (
         ("FFTCONV_LOG2_POINTS", str(config.points.bit_length() - 1)),
         ("FFTCONV_LOG2_EPT", str(config.log2_ept)),
         ("FFTCONV_LOG2_RADICES", ", ".join(map(str, config.log2_radices))),
         ("FFTCONV_QUARTERS", "0" if is_paired else "1"),
         ("FFTCONV_ROWS", str(config.rows)),
-        ("FFTCONV_MIN_BLOCKS", str(config.min_blocks)),
+        ("FFTCONV_MIN_BLOCKS", str(min_blocks or config.min_blocks)),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -21,11 +21,12 @@ from fftconv_cupy.compile import LoadedKernel, load_kernel, precompile
 from fftconv_cupy.dependencies import import_cupy, import_nvrtc
 from fftconv_cupy.errors import UnsupportedDeviceError, message
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.params import FilterParams, FwdParams
-from fftconv_cupy.plan import Plan, block_config, make_plan
+from fftconv_cupy.params import FilterParams, FwdParams, Lags
+from fftconv_cupy.plan import FilterLags, Plan, block_config, make_plan
 from fftconv_cupy.problem import ITEM_BYTES, Problem
 from fftconv_cupy.source import KernelSpec
 from fftconv_cupy.tables import twiddle_table
+from fftconv_cupy.vjp_plan import VjpPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +68,12 @@ def device_limits(device: int) -> ArchLimits:
         )
     listed = ARCHS.get(f"sm_{capability}")
     if listed is not None:
-        return listed
+        return replace(listed, multiprocessors=gpu.attributes["MultiProcessorCount"])
     return ArchLimits(
         f"sm_{capability}",
         gpu.attributes["MaxSharedMemoryPerBlockOptin"],
         gpu.attributes["MaxSharedMemoryPerMultiprocessor"],
+        gpu.attributes["MultiProcessorCount"],
         has_bulk_copy=int(capability) >= BULK_COPY_CAPABILITY,
     )
 
@@ -101,6 +103,7 @@ def run(
     skip: ArrayView | None,
     out: ArrayView,
     stream: int,
+    workspace: ArrayView | None = None,
 ) -> None:
     """Compute a validated problem on the GPU of `u`, asynchronously on `stream`, into `out`.
 
@@ -113,6 +116,7 @@ def run(
         skip: (H,), or None.
         out: the output.
         stream: handle of a stream of that GPU.
+        workspace: as many bytes as the plan says, or more; None allocates it where it is needed.
 
     Raises:
         UnsupportedProblemError: the transform does not fit one block of this GPU.
@@ -128,7 +132,7 @@ def run(
             pointers.append(0)
             strides += (0, 0)
         else:
-            batch_stride, channel_stride = _strides(array)
+            batch_stride, channel_stride = row_strides(array)
             pointers.append(array.ptr)
             strides += (batch_stride, channel_stride)
             bits |= array.ptr // item | batch_stride | channel_stride
@@ -139,13 +143,14 @@ def run(
     if isinstance(filt, FilterSpectrum):
         _launch_forward(launcher, pointers, strides, filt.ptr, skip_ptr, skip_is_float, problem.channels, stream)
         return
-    _, workspace = arrays.empty(u, (launcher.plan.workspace_bytes // 4,), "float32", stream)
+    if workspace is None:
+        _, workspace = arrays.empty(u, (launcher.plan.workspace_bytes // 4,), "float32", stream)
     group = launcher.plan.channel_group
     skip_bytes = 4 if skip_is_float else item
     for first in range(0, problem.channels, group):
         channels = min(group, problem.channels - first)
         if first == 0 or not problem.shared_filter:
-            _launch_filter(
+            launch_filter(
                 launcher.filter, launcher.plan, filt, launcher.twiddles, workspace.ptr, first, channels, stream
             )
         group_pointers = [
@@ -172,8 +177,8 @@ def prepare(problem: Problem, k: ArrayView, stream: int) -> tuple[Any, ArrayView
     rows = 1 if problem.shared_filter else problem.channels
     data, view = arrays.empty(k, (rows * made.config.points * 2,), "float32", stream)
     kernel = load_kernel(made.filter, limits.arch, made.config.exchange_bytes, k.device)
-    twiddles = _device_table(made.config, made.strategy == "paired", k.device)
-    _launch_filter(kernel, made, k, twiddles, view.ptr, 0, problem.channels, stream)
+    twiddles = device_table(made.config, made.strategy == "paired", k.device)
+    launch_filter(kernel, made, k, twiddles, view.ptr, 0, problem.channels, stream)
     return data, view
 
 
@@ -193,23 +198,24 @@ def warm(problem: Problem, archs: Sequence[str] | None = None) -> list[str]:
         device = import_cupy().cuda.runtime.getDevice()
         for is_vector, is_bulk in alignments:
             launcher = _new_launcher((problem, device, is_vector, is_bulk, False))
-            lines += [_describe(spec, launcher.plan.limits) for spec in (launcher.plan.forward, launcher.plan.filter)]
+            lines += [describe(spec, launcher.plan.limits) for spec in (launcher.plan.forward, launcher.plan.filter)]
     for arch in archs or ():
         limits = arch_limits(arch)
         for is_vector, is_bulk in alignments:
             made = make_plan(problem, limits, is_vector=is_vector, is_bulk=is_bulk)
             for spec in (made.forward, made.filter):
                 precompile(spec, arch)
-                lines.append(_describe(spec, limits))
+                lines.append(describe(spec, limits))
     return list(dict.fromkeys(lines))
 
 
-def _describe(spec: KernelSpec, limits: ArchLimits) -> str:
+def describe(spec: KernelSpec, limits: ArchLimits) -> str:
+    """Return a kernel on one line."""
     flags = ", ".join(f"{name.removeprefix('FFTCONV_').lower()}={value}" for name, value in spec.defines)
     return f"{limits.arch} fft_size={spec.fft_size} {spec.entry}: {flags}"
 
 
-def _strides(array: ArrayView) -> tuple[int, int]:
+def row_strides(array: ArrayView) -> tuple[int, int]:
     """Return batch and channel stride of an array of 1 to 3 axes; that of an axis of one does not matter."""
     shape, strides = array.shape, array.strides
     if len(shape) == 3:
@@ -238,7 +244,7 @@ def _new_launcher(key: tuple[Problem, int, bool, bool, bool]) -> _Launcher:
         plan=made,
         forward=loads[0].result(),
         filter=loads[1].result(),
-        twiddles=_device_table(config, made.strategy == "paired", device),
+        twiddles=device_table(config, made.strategy == "paired", device),
     )
     with _lock:
         if len(_launchers) >= _REMEMBERED:
@@ -246,7 +252,7 @@ def _new_launcher(key: tuple[Problem, int, bool, bool, bool]) -> _Launcher:
         return _launchers.setdefault(key, launcher)
 
 
-def _device_table(config: BlockConfig, is_paired: bool, device: int) -> int:
+def device_table(config: BlockConfig, is_paired: bool, device: int) -> int:
     """Return the address of a twiddle table on a device; it is made once and kept for the life of the process."""
     key = (config, is_paired, device)
     with _lock:
@@ -294,16 +300,16 @@ def _launch_forward(
         problem.seqlen,
         problem.out_len,
         made.log2_batch_slots,
-        made.iterations,
+        *made.turns,
         skip_is_float,
         1.0 / points,
     )
     launcher.forward.launch(made.grid, made.config.threads, params, stream)
 
 
-def _launch_filter(
+def launch_filter(
     kernel: LoadedKernel,
-    made: Plan,
+    made: Plan | VjpPlan,
     k: ArrayView,
     twiddles: int,
     spectrum: int,
@@ -312,7 +318,7 @@ def _launch_filter(
     stream: int,
 ) -> None:
     """Launch the filter's transform for `channels` channels from `first` on; a shared filter has one."""
-    problem, config, lags = made.problem, made.config, made.lags
+    problem, config = made.problem, made.config
     rows = 1 if problem.shared_filter else channels
     stride = k.strides[0] if len(k.strides) == 2 else 0
     params = FilterParams(
@@ -322,11 +328,12 @@ def _launch_filter(
         stride,
         rows,
         problem.filter_len,
-        lags.shift,
-        lags.negative_shift,
-        lags.period,
-        lags.positive,
-        lags.negative,
+        lags_of(made.lags),
         1.0 / config.points,
     )
     kernel.launch((-(-rows // config.rows), 1, 1), config.threads, params, stream)
+
+
+def lags_of(lags: FilterLags) -> Lags:
+    """Return the structure that the kernels take."""
+    return Lags(lags.shift, lags.negative_shift, lags.period, lags.positive, lags.negative)

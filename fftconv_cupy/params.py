@@ -30,9 +30,65 @@ class FwdParams(ctypes.Structure):
         ("in_len", ctypes.c_int),
         ("out_len", ctypes.c_int),
         ("log2_batch_slots", ctypes.c_int),
-        ("iterations", ctypes.c_int),
+        ("turns", ctypes.c_int),
+        ("block_step", ctypes.c_int),
+        ("turn_channels", ctypes.c_int),
+        ("turn_jobs", ctypes.c_int),
         ("skip_is_float", ctypes.c_int),
         ("skip_scale", ctypes.c_float),
+    )
+
+
+class ChunkPlan(ctypes.Structure):
+    """`fftconv::ChunkPlan` of kernels/params.cuh."""
+
+    _fields_ = (
+        ("group_steps", ctypes.c_int),
+        ("chunk_steps", ctypes.c_int),
+        ("group_chunks", ctypes.c_int),
+    )
+
+
+class BwdParams(ctypes.Structure):
+    """`fftconv::BwdParams` of kernels/params.cuh."""
+
+    _fields_ = (
+        ("u", ctypes.c_void_p),
+        ("in_gate", ctypes.c_void_p),
+        ("out_gate", ctypes.c_void_p),
+        ("dy", ctypes.c_void_p),
+        ("du", ctypes.c_void_p),
+        ("d_in_gate", ctypes.c_void_p),
+        ("d_out_gate", ctypes.c_void_p),
+        ("spectrum", ctypes.c_void_p),
+        ("twiddles", ctypes.c_void_p),
+        ("skip", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
+        ("stash", ctypes.c_void_p),
+        ("strides", ctypes.c_longlong * 14),  # batch and channel stride of each of the seven arrays
+        ("spectrum_stride", ctypes.c_longlong),
+        ("chunk_count", ctypes.c_longlong),
+        ("chunks", ChunkPlan),
+        ("batch", ctypes.c_int),
+        ("channels", ctypes.c_int),
+        ("in_len", ctypes.c_int),
+        ("out_len", ctypes.c_int),
+        ("log2_batch_slots", ctypes.c_int),
+        ("skip_is_float", ctypes.c_int),
+        ("skip_scale", ctypes.c_float),
+        ("zero", ctypes.c_int),
+    )
+
+
+class Lags(ctypes.Structure):
+    """`fftconv::Lags` of kernels/params.cuh."""
+
+    _fields_ = (
+        ("shift", ctypes.c_int),
+        ("negative_shift", ctypes.c_int),
+        ("period", ctypes.c_int),
+        ("positive", ctypes.c_int),
+        ("negative", ctypes.c_int),
     )
 
 
@@ -46,10 +102,37 @@ class FilterParams(ctypes.Structure):
         ("filter_stride", ctypes.c_longlong),
         ("channels", ctypes.c_int),
         ("filter_len", ctypes.c_int),
-        ("shift", ctypes.c_int),
-        ("negative_shift", ctypes.c_int),
-        ("period", ctypes.c_int),
-        ("positive_lags", ctypes.c_int),
-        ("negative_lags", ctypes.c_int),
+        ("lags", Lags),
         ("scale", ctypes.c_float),
+    )
+
+
+class FilterBwdParams(ctypes.Structure):
+    """`fftconv::FilterBwdParams` of kernels/params.cuh."""
+
+    _fields_ = (
+        ("sums", ctypes.c_void_p),
+        ("dk", ctypes.c_void_p),
+        ("d_skip", ctypes.c_void_p),
+        ("twiddles", ctypes.c_void_p),
+        ("group_chunks", ctypes.c_int),
+        ("group_channels", ctypes.c_int),
+        ("channels", ctypes.c_int),
+        ("filter_len", ctypes.c_int),
+        ("skip_type", ctypes.c_int),
+        ("lags", Lags),
+    )
+
+
+class ReduceParams(ctypes.Structure):
+    """`fftconv::ReduceParams` of kernels/params.cuh."""
+
+    _fields_ = (
+        ("sums", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("group_chunks", ctypes.c_int),
+        ("group_channels", ctypes.c_int),
+        ("channels", ctypes.c_int),
+        ("quads", ctypes.c_int),
+        ("is_added", ctypes.c_int),
     )

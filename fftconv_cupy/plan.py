@@ -12,6 +12,7 @@ from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.blocks import (
     BLOCK_CONFIGS,
     COMPLEX_BYTES,
+    PERSISTENT,
     BlockConfig,
     FilterVariant,
     ForwardVariant,
@@ -28,8 +29,7 @@ from fftconv_cupy.source import KernelSpec
 # A call takes at most 64 MiB above inputs and output; the twiddle tables, made once, have their share of it.
 WORKSPACE_LIMIT = 63 << 20
 _LARGEST_AXIS = 1 << 30  # sums of two lengths and of a row index and a block's slots stay within an int
-_GRID_YZ = 65535  # CUDA's limit for the second and third dimension of a grid
-_BULK_BLOCKS = 1024  # a block with prefetch walks through several rows, but not so many that fewer blocks are left
+GRID_YZ = 65535  # CUDA's limit for the second and third dimension of a grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +70,9 @@ class Plan:
         lags: where the taps lie in the ring.
         is_prepared: the spectrum comes with the call, so `filter` is not launched.
         grid: blocks of `forward` for one group of channels.
+        turns: jobs of a block with prefetch; the distance of two blocks in jobs, and of two turns in channels and jobs.
         shared_bytes: dynamic shared memory of a block of `forward`.
         log2_batch_slots: log2 of the rows of a block that differ in batch; the others differ in channel.
-        iterations: times that a block fills its batch slots.
         channel_group: channels whose spectrum is in the workspace at a time.
         launches: kernels launched by a call.
         workspace_bytes: device memory that a call takes beside its output.
@@ -88,9 +88,9 @@ class Plan:
     lags: FilterLags
     is_prepared: bool
     grid: tuple[int, int, int]
+    turns: tuple[int, int, int, int]
     shared_bytes: int
     log2_batch_slots: int
-    iterations: int
     channel_group: int
     launches: int
     workspace_bytes: int
@@ -111,7 +111,7 @@ class Plan:
             f"  passes          1 over global memory, {len(config.log2_radices)} in the block each way",
             f"  block           {config.threads} threads, {1 << config.log2_ept} points each, {config.rows} row(s), "
             f"{self.shared_bytes} bytes of shared memory",
-            f"  grid            {self.grid}, {self.iterations} row(s) in turn a slot",
+            f"  grid            {self.grid}, {self.turns[0]} turn(s) a block",
             f"  launches        {self.launches}{' (filter prepared)' if self.is_prepared else ''}",
             f"  workspace       {self.workspace_bytes} bytes, {self.channel_group} channel(s) a group",
         ]
@@ -123,17 +123,18 @@ def max_points(limits: ArchLimits) -> int:
     return fitting_configs(limits)[-1].points
 
 
-def transform_of(problem: Problem) -> tuple[str, int]:
+def transform_of(problem: Problem, *, can_pair: bool = True) -> tuple[str, int]:
     """Return the strategy of a problem, and the least number of complex points that its transform may have.
 
     A circular convolution of a power of two N with rows longer than N / 2 pairs two rows in a cyclic transform of N
     points. Everything else is linear: M complex points hold 2M reals, enough for the wanted outputs to be free of
-    wrapped terms; a circular filter is wrapped by hand then, and rows of L points need M >= L.
+    wrapped terms; a circular filter is wrapped by hand then, and rows of L points need M >= L. Gradients are never
+    paired (`can_pair` False).
     """
     if problem.mode == "circular":
         n = problem.fft_size
         smallest = min(BLOCK_CONFIGS)
-        if n & (n - 1) == 0 and 2 * problem.seqlen > n and n >= smallest:
+        if can_pair and n & (n - 1) == 0 and 2 * problem.seqlen > n and n >= smallest:
             return "paired", n
         return "linear", problem.seqlen
     length, taps = problem.seqlen, problem.taps
@@ -141,7 +142,7 @@ def transform_of(problem: Problem) -> tuple[str, int]:
     return "linear", (needed + 1) // 2
 
 
-def block_config(problem: Problem, limits: ArchLimits) -> tuple[str, BlockConfig]:
+def block_config(problem: Problem, limits: ArchLimits, *, can_pair: bool = True) -> tuple[str, BlockConfig]:
     """Return the strategy and the block configuration of a problem.
 
     Raises:
@@ -156,7 +157,7 @@ def block_config(problem: Problem, limits: ArchLimits) -> tuple[str, BlockConfig
                 do="Split the arrays.",
             )
         )
-    strategy, least = transform_of(problem)
+    strategy, least = transform_of(problem, can_pair=can_pair)
     largest = max_points(limits)
     if least > largest or problem.fft_size > 2 * largest:
         raise UnsupportedProblemError(
@@ -194,8 +195,12 @@ def make_plan(
     spectrum_bytes = points * COMPLEX_BYTES
     group = _channel_group(problem, spectrum_bytes, is_prepared)
     groups = -(-problem.channels // group)
-    iterations = _iterations(config.prefetch_jobs[is_paired], jobs, group) if variant.has_prefetch else 1
     channel_blocks = -(-group // (config.rows // slots))
+    grid = (-(-jobs // slots), min(channel_blocks, GRID_YZ), -(-channel_blocks // GRID_YZ))
+    turns = (1, 1, 0, 1)
+    if variant.has_prefetch:
+        turns = _turns(config, limits, jobs, group, is_paired=is_paired)
+        grid = (-(-jobs * group // turns[0]), 1, 1)
     return Plan(
         problem=problem,
         limits=limits,
@@ -205,14 +210,10 @@ def make_plan(
         filter=filter_spec(config, _filter_variant(problem, lags, points, is_paired=is_paired)),
         lags=lags,
         is_prepared=is_prepared,
-        grid=(
-            -(-jobs // (slots * iterations)),
-            min(channel_blocks, _GRID_YZ),
-            -(-channel_blocks // _GRID_YZ),
-        ),
+        grid=grid,
+        turns=turns,
         shared_bytes=forward_bytes(config, problem.dtype, is_paired=is_paired, has_prefetch=variant.has_prefetch),
         log2_batch_slots=slots.bit_length() - 1,
-        iterations=iterations,
         channel_group=group,
         launches=1 if is_prepared else 2 if problem.shared_filter else 2 * groups,
         workspace_bytes=0 if is_prepared else spectrum_bytes * (1 if problem.shared_filter else group),
@@ -236,7 +237,7 @@ def _forward_variant(
         is_complex=is_paired or max(problem.seqlen, problem.out_len) > config.points,
         has_tail=not is_whole or not is_vector,
         is_vector=is_vector,
-        extras=_extras(problem),
+        extras=extras_of(problem),
         has_prefetch=is_whole and is_vector and is_bulk and can_copy,
     )
 
@@ -247,19 +248,28 @@ def _filter_variant(problem: Problem, lags: FilterLags, points: int, *, is_paire
     )
 
 
-def _extras(problem: Problem) -> str:
+def extras_of(problem: Problem) -> str:
     """Return the kernel's variant for the gates and skip term of a problem (`blocks.EXTRAS`)."""
     if problem.in_gate and problem.out_gate and not problem.skip:
         return "gates"
     return "any" if problem.in_gate or problem.out_gate or problem.skip else "none"
 
 
-def _iterations(most: int, jobs: int, channels: int) -> int:
-    """Return the jobs that a prefetching block walks: more hide more latency, while the GPU stays full."""
-    iterations = 1
-    while iterations < min(most, jobs) and jobs * channels >= 2 * iterations * _BULK_BLOCKS:
-        iterations *= 2
-    return iterations
+def _turns(
+    config: BlockConfig, limits: ArchLimits, jobs: int, channels: int, *, is_paired: bool
+) -> tuple[int, int, int, int]:
+    """Return how many jobs a prefetching block takes, and their distances, see `Plan.turns`.
+
+    A block takes jobs that lie side by side. Persistent ones, which share all that there are, take them turn by turn
+    instead: at any time they work on a few channels, whose spectra stay in L2.
+    """
+    most, total = config.prefetch_jobs[is_paired], jobs * channels
+    resident = limits.multiprocessors * config.min_blocks
+    if most < PERSISTENT:
+        count = min(most, max(1, total // resident))
+        return count, count, 1 // jobs, 1 % jobs
+    count = -(-total // resident)
+    return count, 1, *divmod(-(-total // count), jobs)
 
 
 def _channel_group(problem: Problem, spectrum_bytes: int, is_prepared: bool) -> int:

@@ -22,14 +22,14 @@ template <class Config>
 FFTCONV_DEVICE float tap_at(const FilterParams& p, const typename Config::filter_t* g_filter, int position, int size) {
   using S = Storage<typename Config::filter_t>;
   if constexpr (!Config::kIsGeneral) {
-    return position < p.positive_lags ? S::widen(__ldg(g_filter + position)) : 0.f;
+    return position < p.lags.positive ? S::widen(__ldg(g_filter + position)) : 0.f;
   } else {
-    const bool is_negative = position >= size - p.negative_lags;
-    if (position >= p.positive_lags && !is_negative) return 0.f;
-    const int index = is_negative ? position - size + p.negative_shift : position + p.shift;
+    const bool is_negative = position >= size - p.lags.negative;
+    if (position >= p.lags.positive && !is_negative) return 0.f;
+    const int index = is_negative ? position - size + p.lags.negative_shift : position + p.lags.shift;
     float tap = 0.f;
-    if (p.period > 0) {
-      tap = folded_tap(g_filter, index, p.period, p.filter_len);
+    if (p.lags.period > 0) {
+      tap = folded_tap(g_filter, index, p.lags.period, p.filter_len);
     } else if (index < p.filter_len) {
       tap = S::widen(__ldg(g_filter + index));
     }

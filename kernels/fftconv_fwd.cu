@@ -2,20 +2,16 @@
 // rows.
 //
 // A block holds one row or several; every input byte is read once and every output byte written once. The filter comes
-// as its spectrum, made by fftconv_filter with the same layout. Grid: x walks the batch, y and z the channels, so that
-// neighbouring blocks share a channel's spectrum through L2.
+// as its spectrum, made by fftconv_filter with the same layout. Rows of a channel are neighbours in the grid, so that
+// blocks share its spectrum through L2.
 #include "block_fft.cuh"
 #include "io.cuh"
 #include "ptx.cuh"
+#include "spectrum.cuh"
 
 extern __shared__ float4 s_dynamic[];
 
 namespace fftconv {
-
-// What a call may have beside u and k: nothing; both gates; or any of the gates and the skip term, looked at when the
-// kernel runs (each the same for all threads). The first two are kernels of their own because they are timed most: what
-// is certain to be there, or not, leaves the compiler free to load early.
-enum class Extras { kNone, kGates, kAny };
 
 // Config: Layout, io_t, kQuarters, kRows and the flags; this adds what follows from them. Shared memory is, in this
 // order, an exchange buffer a row, the prefetched row or rows of u, the norms of paired rows by warp, and the
@@ -43,16 +39,6 @@ struct FwdTraits : Config {
                 "rows that share a block barrier must agree on every branch");
 };
 
-// The row of an array at (batch, channel).
-template <class io_t>
-FFTCONV_DEVICE io_t* row_of(void* g_array, Strides strides, int batch, int channel) {
-  return static_cast<io_t*>(g_array) + batch * strides.batch + channel * strides.channel;
-}
-template <class io_t>
-FFTCONV_DEVICE const io_t* row_of(const void* g_array, Strides strides, int batch, int channel) {
-  return static_cast<const io_t*>(g_array) + batch * strides.batch + channel * strides.channel;
-}
-
 // One part of the transform, from and to row (batch, channel), from point `first` of the row on. A prefetched row of u
 // is read from its copy `s_u`.
 template <class Traits, Part kPart>
@@ -60,23 +46,26 @@ FFTCONV_DEVICE void load_row(const FwdParams& p, complex_t* x, int batch, int ch
                              const typename Traits::io_t* s_u) {
   using io_t = typename Traits::io_t;
   constexpr Memory kMemory = Traits::kHasPrefetch ? Memory::kShared : Memory::kGlobal;
-  const io_t* u = Traits::kHasPrefetch ? s_u : row_of<io_t>(p.u, p.u_strides, batch, channel) + first;
-  if (Traits::kExtras == Extras::kGates || (Traits::kExtras == Extras::kAny && p.in_gate != nullptr)) {
+  const int length = p.in_len - first;
+  const InputRow<Traits, kMemory> u(Traits::kHasPrefetch ? s_u : row_of<io_t>(p.u, p.u_strides, batch, channel) + first,
+                                    length, thread);
+  if (has_gate<Traits>(p.in_gate)) {
     const io_t* g_gate = row_of<io_t>(p.in_gate, p.in_gate_strides, batch, channel) + first;
-    load_gated<Traits, kPart, kMemory>(x, u, g_gate, p.in_len - first, thread);
+    load_gated<Traits, kPart>(x, u, InputRow<Traits>(g_gate, length, thread));
   } else {
-    load_part<Traits, kPart, kMemory>(x, u, p.in_len - first, thread);
+    load_part<Traits, kPart>(x, u);
   }
 }
 template <class Traits, Part kPart>
 FFTCONV_DEVICE void store_row(const FwdParams& p, complex_t* x, int batch, int channel, int first, int thread) {
   using io_t = typename Traits::io_t;
-  io_t* g_y = row_of<io_t>(p.y, p.y_strides, batch, channel) + first;
-  if (Traits::kExtras == Extras::kGates || (Traits::kExtras == Extras::kAny && p.out_gate != nullptr)) {
+  const int length = p.out_len - first;
+  const OutputRow<Traits> y(row_of<io_t>(p.y, p.y_strides, batch, channel) + first, length, thread);
+  if (has_gate<Traits>(p.out_gate)) {
     const io_t* g_gate = row_of<io_t>(p.out_gate, p.out_gate_strides, batch, channel) + first;
-    store_gated<Traits, kPart>(x, g_y, g_gate, p.out_len - first, thread);
+    store_gated<Traits, kPart>(x, y, InputRow<Traits>(g_gate, length, thread));
   } else {
-    store_part<Traits, kPart>(x, g_y, p.out_len - first, thread);
+    store_part<Traits, kPart>(x, y);
   }
 }
 
@@ -84,21 +73,8 @@ FFTCONV_DEVICE void store_row(const FwdParams& p, complex_t* x, int batch, int c
 template <class Traits, class Hook>
 FFTCONV_DEVICE void convolve(const FwdParams& p, complex_t* x, complex_t* s_row, int channel, int thread,
                              Hook after_exchange) {
-  using Layout = typename Traits::Layout;
   Traits::Fft::template forward<!Traits::kIsComplex>(x, s_row, thread, p.twiddles, after_exchange);
-  float skip = 0.f;  // a tap at lag 0 adds a constant to the spectrum
-  if (Traits::kExtras == Extras::kAny && p.skip != nullptr) {
-    using io_t = typename Traits::io_t;
-    skip = p.skip_scale
-           * (p.skip_is_float ? static_cast<const float*>(p.skip)[channel]
-                              : Storage<io_t>::widen(static_cast<const io_t*>(p.skip)[channel]));
-  }
-  const float4* g_spectrum = p.spectrum + channel * p.spectrum_stride + thread;
-  static_for<Layout::kEpt / 2>([&](auto i) {
-    const float4 v = __ldg(g_spectrum + i.value * Layout::kThreads);
-    x[2 * i.value] = multiply(x[2 * i.value], {v.x + skip, v.y});
-    x[2 * i.value + 1] = multiply(x[2 * i.value + 1], {v.z + skip, v.w});
-  });
+  multiply_spectrum<Traits, false>(p, x, p.spectrum, channel, thread);
   Traits::Fft::template inverse<!Traits::kIsComplex>(x, s_row, thread, p.twiddles);
 }
 
@@ -223,67 +199,95 @@ FFTCONV_DEVICE void convolve_row(const FwdParams& p, complex_t* s_row, const typ
   }
 }
 
-// Jobs (rows, or pairs of rows) first .. end - 1 of a channel, `batch_slots` at a time, of which this thread has number
-// `batch_slot`. Slots without a job of their own repeat the last one, for they take part in barriers, and store
-// nothing. With kHasPrefetch the u of the next job is copied to shared memory while one is transformed.
+// What the threads of a row share: the block's shared memory.
 template <class Traits>
-FFTCONV_DEVICE void convolve_jobs(const FwdParams& p, char* s_base, int first, int end, int batch_slots, int batch_slot,
-                                  int row, int channel, bool has_channel, int thread) {
-  using io_t = typename Traits::io_t;
-  complex_t* s_row = reinterpret_cast<complex_t*>(s_base) + row * Traits::Layout::kRowSlots;
-  io_t* s_u = reinterpret_cast<io_t*>(s_base + Traits::kPrefetchOffset);
-  float2* s_norms = reinterpret_cast<float2*>(s_base + Traits::kNormOffset);
-  unsigned long long* s_barrier = reinterpret_cast<unsigned long long*>(s_base + Traits::kBarrierOffset);
+struct BlockMemory {
+  complex_t* s_row;
+  typename Traits::io_t* s_u;
+  float2* s_norms;
+  unsigned long long* s_barrier;
 
-  const auto fetch = [&](int job) {
-    if constexpr (Traits::kHasPrefetch) {
-      if (thread != 0 || job >= end) return;
-      const int batch = Traits::kIsPaired ? 2 * job : job;
-      const int rows = Traits::kIsPaired && batch + 1 < p.batch ? 2 : 1;
-      mbarrier_expect(s_barrier, rows * Traits::kRowBytes);
-      for (int i = 0; i < rows; i++) {
-        const io_t* g_u = row_of<io_t>(p.u, p.u_strides, batch + i, channel);
-        bulk_copy(s_u + i * Traits::Layout::kPoints, g_u, Traits::kRowBytes, s_barrier);
-      }
-    }
-  };
-  if constexpr (Traits::kHasPrefetch) {
-    if (thread == 0) mbarrier_init(s_barrier);
-    __syncthreads();
-    fetch(first);
+  FFTCONV_DEVICE BlockMemory(char* s_base, int row) {
+    s_row = reinterpret_cast<complex_t*>(s_base) + row * Traits::Layout::kRowSlots;
+    s_u = reinterpret_cast<typename Traits::io_t*>(s_base + Traits::kPrefetchOffset);
+    s_norms = reinterpret_cast<float2*>(s_base + Traits::kNormOffset);
+    s_barrier = reinterpret_cast<unsigned long long*>(s_base + Traits::kBarrierOffset);
   }
-  int parity = 0;
-  for (int base = first; base < end; base += batch_slots) {
-    const bool is_active = has_channel && batch_slot < end - base;
-    const int job = batch_slot < end - base ? base + batch_slot : end - 1;
-    const auto fetch_next = [&] { fetch(base + 1); };
-    if constexpr (Traits::kHasPrefetch) mbarrier_wait(s_barrier, parity);
-    parity ^= 1;
-    if constexpr (Traits::kIsPaired) {
-      convolve_pair<Traits>(p, s_row, s_norms, s_u, job, channel, thread, is_active, fetch_next);
-    } else {
-      convolve_row<Traits>(p, s_row, s_u, job, channel, thread, is_active, fetch_next);
-    }
+};
+
+// A job of a channel is a row, or a pair of rows.
+template <class Traits>
+FFTCONV_DEVICE int jobs_of(const FwdParams& p) {
+  return Traits::kIsPaired ? p.batch / 2 + p.batch % 2 : p.batch;
+}
+
+template <class Traits, class Hook>
+FFTCONV_DEVICE void convolve_job(const FwdParams& p, const BlockMemory<Traits>& memory, int job, int channel,
+                                 int thread, bool is_active, Hook after_load) {
+  if constexpr (Traits::kIsPaired) {
+    convolve_pair<Traits>(p, memory.s_row, memory.s_norms, memory.s_u, job, channel, thread, is_active, after_load);
+  } else {
+    convolve_row<Traits>(p, memory.s_row, memory.s_u, job, channel, thread, is_active, after_load);
   }
 }
 
-// A block's rows are 2^log2_batch_slots batch slots of each of the remaining number of channels.
+// Blocks without prefetch: grid x walks the jobs, y and z the channels. A block's rows are 2^log2_batch_slots batch
+// slots of each of the remaining number of channels; those without a job of their own repeat another one's, for they
+// take part in barriers, and store nothing.
 template <class Traits>
-FFTCONV_DEVICE void forward(const FwdParams& p, char* s_base) {
+FFTCONV_DEVICE void convolve_block(const FwdParams& p, char* s_base) {
   const int thread = threadIdx.x % Traits::Layout::kThreads, row = threadIdx.x / Traits::Layout::kThreads;
   const int batch_slots = 1 << p.log2_batch_slots;
   const long long group = blockIdx.y + static_cast<long long>(blockIdx.z) * gridDim.y;
   const long long first_channel = group * (Traits::kRows >> p.log2_batch_slots);
   if (first_channel >= p.channels) return;
-  const long long own_channel = first_channel + (row >> p.log2_batch_slots);
-  const bool has_channel = own_channel < p.channels;
-  const int channel = has_channel ? static_cast<int>(own_channel) : p.channels - 1;
+  const long long channel = first_channel + (row >> p.log2_batch_slots);
+  const long long job = static_cast<long long>(blockIdx.x) * batch_slots + (row & (batch_slots - 1));
+  const int jobs = jobs_of<Traits>(p);
+  convolve_job<Traits>(p, BlockMemory<Traits>(s_base, row), job < jobs ? static_cast<int>(job) : jobs - 1,
+                       channel < p.channels ? static_cast<int>(channel) : p.channels - 1, thread,
+                       job < jobs && channel < p.channels, [] {});
+}
 
-  const int jobs = Traits::kIsPaired ? p.batch / 2 + p.batch % 2 : p.batch;
-  const long long first_job = static_cast<long long>(blockIdx.x) * p.iterations * batch_slots;
-  const long long end_job = first_job + static_cast<long long>(p.iterations) * batch_slots;
-  convolve_jobs<Traits>(p, s_base, static_cast<int>(first_job), static_cast<int>(end_job < jobs ? end_job : jobs),
-                        batch_slots, row & (batch_slots - 1), row, channel, has_channel, thread);
+// Blocks with prefetch take several jobs of one list, channel by channel: the u of the next job is copied to shared
+// memory while one is transformed. Block b starts at job b * block_step; a turn steps over
+// turn_channels channels and turn_jobs jobs.
+template <class Traits>
+FFTCONV_DEVICE void walk_jobs(const FwdParams& p, char* s_base) {
+  using io_t = typename Traits::io_t;
+  const BlockMemory<Traits> memory(s_base, 0);
+  const int thread = threadIdx.x, jobs = jobs_of<Traits>(p);
+
+  const auto fetch = [&](int job, int channel) {
+    if (thread != 0 || channel >= p.channels) return;
+    const int batch = Traits::kIsPaired ? 2 * job : job;
+    const int rows = Traits::kIsPaired && batch + 1 < p.batch ? 2 : 1;
+    mbarrier_expect(memory.s_barrier, rows * Traits::kRowBytes);
+    for (int i = 0; i < rows; i++) {
+      const io_t* g_u = row_of<io_t>(p.u, p.u_strides, batch + i, channel);
+      bulk_copy(memory.s_u + i * Traits::Layout::kPoints, g_u, Traits::kRowBytes, memory.s_barrier);
+    }
+  };
+  const long long first = static_cast<long long>(blockIdx.x) * p.block_step;
+  int channel = static_cast<int>(first / jobs), job = static_cast<int>(first - static_cast<long long>(channel) * jobs);
+  if (channel >= p.channels) return;
+  if (thread == 0) mbarrier_init(memory.s_barrier);
+  __syncthreads();
+  fetch(job, channel);
+  for (int turn = 0; turn < p.turns && channel < p.channels; turn++) {
+    // The step in parts, for a division in the loop would cost much.
+    int next = job + p.turn_jobs, next_channel = channel + p.turn_channels;
+    if (next >= jobs) {
+      next -= jobs;
+      next_channel++;
+    }
+    mbarrier_wait(memory.s_barrier, turn % 2);
+    convolve_job<Traits>(p, memory, job, channel, thread, true, [&] {
+      if (turn + 1 < p.turns) fetch(next, next_channel);
+    });
+    job = next;
+    channel = next_channel;
+  }
 }
 
 }  // namespace fftconv
@@ -302,5 +306,9 @@ static_assert(sizeof(fftconv::FwdParams) == FFTCONV_PARAMS_BYTES, "launch.py and
 
 extern "C" __global__ void __launch_bounds__(Traits::kThreads, FFTCONV_MIN_BLOCKS)
     fftconv_fwd(const __grid_constant__ fftconv::FwdParams p) {
-  fftconv::forward<Traits>(p, reinterpret_cast<char*>(s_dynamic));
+  if constexpr (Traits::kHasPrefetch) {
+    fftconv::walk_jobs<Traits>(p, reinterpret_cast<char*>(s_dynamic));
+  } else {
+    fftconv::convolve_block<Traits>(p, reinterpret_cast<char*>(s_dynamic));
+  }
 }

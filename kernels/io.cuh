@@ -9,6 +9,11 @@
 
 namespace fftconv {
 
+// What a call may have beside u and k: nothing; both gates; or any of the gates and the skip term, looked at when the
+// kernel runs (each the same for all threads). The first two are kernels of their own because they are timed most: what
+// is certain to be there, or not, leaves the compiler free to load early.
+enum class Extras { kNone, kGates, kAny };
+
 enum class Part { kReal, kImag };
 
 template <Part kPart>
@@ -18,6 +23,16 @@ FFTCONV_DEVICE float& part_of(complex_t& v) {
   } else {
     return v.im;
   }
+}
+
+// The row of an array at (batch, channel).
+template <class io_t>
+FFTCONV_DEVICE io_t* row_of(void* g_array, Strides strides, int batch, int channel) {
+  return static_cast<io_t*>(g_array) + batch * strides.batch + channel * strides.channel;
+}
+template <class io_t>
+FFTCONV_DEVICE const io_t* row_of(const void* g_array, Strides strides, int batch, int channel) {
+  return static_cast<const io_t*>(g_array) + batch * strides.batch + channel * strides.channel;
 }
 
 // Where a row of inputs lies. Global rows are never written while a kernel runs, so they are read through the read-only
@@ -39,118 +54,126 @@ FFTCONV_DEVICE value_t read_if(bool condition, const value_t* pointer) {
   return value;
 }
 
-// One point, or two neighbours, of a row; zero where the row has ended.
-// Neighbours are accessed together only where rows start at an even address and have an even length
-// (Layout::kIsVector). Traits::kHasTail: the row may be shorter than the transform.
-template <class Traits, Memory kMemory>
-struct RowAccess {
-  using io_t = typename Traits::io_t;
-  using S = Storage<io_t>;
+// What a thread reads or writes at a time: the points of two slots, which are neighbours in the row, or the point of
+// one.
+template <int kSlot_, int kNext_, int kOffset_>
+struct Access {
+  static constexpr int kSlot = kSlot_, kNext = kNext_;
+  static constexpr int kOffset = kOffset_;  // in the row, from the thread's base
+  static constexpr bool kIsPair = kSlot != kNext;
 
-  FFTCONV_DEVICE static float load(const io_t* row, int remaining) {
-    return S::widen(read_if<kMemory>(!Traits::kHasTail || remaining > 0, row));
+  template <Part kPart>
+  FFTCONV_DEVICE static void put(complex_t* x, float2 v) {
+    part_of<kPart>(x[kSlot]) = v.x;
+    if constexpr (kIsPair) part_of<kPart>(x[kNext]) = v.y;
   }
-  FFTCONV_DEVICE static float2 load2(const io_t* row, int remaining) {
-    using pair_t = typename S::pair_t;
-    return S::widen2(read_if<kMemory>(!Traits::kHasTail || remaining > 0, reinterpret_cast<const pair_t*>(row)));
-  }
-  FFTCONV_DEVICE static void store(io_t* g_row, int remaining, float v) {
-    if (!Traits::kHasTail || remaining > 0) *g_row = S::narrow(v);
-  }
-  FFTCONV_DEVICE static void store2(io_t* g_row, int remaining, float a, float b) {
-    if (!Traits::kHasTail || remaining > 0) *reinterpret_cast<typename S::pair_t*>(g_row) = S::narrow2(a, b);
+  template <Part kPart>
+  FFTCONV_DEVICE static float2 take(complex_t* x) {
+    return make_float2(part_of<kPart>(x[kSlot]), part_of<kPart>(x[kNext]));
   }
 };
 
-// Calls access(Int<first slot>, Int<second slot>, Int<offset>) for each pair of neighbouring points that a thread
-// holds, or access(Int<slot>, Int<slot>, Int<offset>) for each point where the layout has no neighbours; `offset`
-// counts from the thread's base in the row.
-template <class Traits, class Access>
-FFTCONV_DEVICE void for_each_access(Access access) {
+// Calls body(Access) for all that a thread holds.
+template <class Traits, class Body>
+FFTCONV_DEVICE void for_each_access(Body body) {
   using P = Pass<typename Traits::Layout, 0>;
   static_for<P::kAccesses>([&](auto index) {
     constexpr int slot = P::slot(index.value, 0), next = P::slot(index.value, P::kWidth - 1);
-    access(Int<slot>{}, Int<next>{}, Int<P::offset(slot)>{});
+    body(Access<slot, next, P::offset(slot)>{});
   });
 }
 
-// x.part = u over the thread's points; `length` counts the points of the row from `u` on.
-template <class Traits, Part kPart, Memory kMemory>
-FFTCONV_DEVICE void load_part(complex_t* x, const typename Traits::io_t* u, int length, int thread) {
-  using Access = RowAccess<Traits, kMemory>;
-  const int base = Pass<typename Traits::Layout, 0>::base(thread);
-  u += base;
-  length -= base;
-  for_each_access<Traits>([&](auto slot, auto next, auto offset) {
-    if constexpr (slot.value != next.value) {
-      const float2 v = Access::load2(u + offset.value, length - offset.value);
-      part_of<kPart>(x[slot.value]) = v.x;
-      part_of<kPart>(x[next.value]) = v.y;
+FFTCONV_DEVICE float2 multiply_each(float2 a, float2 b) { return make_float2(a.x * b.x, a.y * b.y); }
+
+// A thread's points of a row that is read; zero where the row has ended. Of a pair the second value is the neighbour's.
+// Neighbours are accessed together only where rows start at an even address and have an even length
+// (Layout::kIsVector). Traits::kHasTail: the row may be shorter than the transform.
+template <class Traits, Memory kMemory = Memory::kGlobal>
+struct InputRow {
+  using io_t = typename Traits::io_t;
+  using S = Storage<io_t>;
+  const io_t* values;
+  int remaining;
+
+  // `length` counts the points of the row from `row` on.
+  FFTCONV_DEVICE InputRow(const io_t* row, int length, int thread) {
+    const int base = Pass<typename Traits::Layout, 0>::base(thread);
+    values = row + base;
+    remaining = length - base;
+  }
+  // The row to read again. `zero` is 0, which the compiler does not know: otherwise it would keep, and spill, what it
+  // has read once.
+  FFTCONV_DEVICE InputRow again(int zero) const {
+    InputRow row = *this;
+    row.values += zero;
+    return row;
+  }
+  template <class A>
+  FFTCONV_DEVICE float2 load(A) const {
+    const bool is_inside = !Traits::kHasTail || remaining > A::kOffset;
+    if constexpr (A::kIsPair) {
+      using pair_t = typename S::pair_t;
+      return S::widen2(read_if<kMemory>(is_inside, reinterpret_cast<const pair_t*>(values + A::kOffset)));
     } else {
-      part_of<kPart>(x[slot.value]) = Access::load(u + offset.value, length - offset.value);
+      return make_float2(S::widen(read_if<kMemory>(is_inside, values + A::kOffset)), 0.f);
     }
-  });
+  }
+};
+
+// The same of a row that is written.
+template <class Traits>
+struct OutputRow {
+  using io_t = typename Traits::io_t;
+  using S = Storage<io_t>;
+  io_t* g_values;
+  int remaining;
+
+  FFTCONV_DEVICE OutputRow(io_t* g_row, int length, int thread) {
+    const int base = Pass<typename Traits::Layout, 0>::base(thread);
+    g_values = g_row + base;
+    remaining = length - base;
+  }
+  template <class A>
+  FFTCONV_DEVICE void store(A, float2 v) const {
+    if (Traits::kHasTail && remaining <= A::kOffset) return;
+    if constexpr (A::kIsPair) {
+      *reinterpret_cast<typename S::pair_t*>(g_values + A::kOffset) = S::narrow2(v.x, v.y);
+    } else {
+      g_values[A::kOffset] = S::narrow(v.x);
+    }
+  }
+};
+
+// Whether a gate is there: certain, or looked up when the kernel runs.
+template <class Traits>
+FFTCONV_DEVICE bool has_gate(const void* g_gate) {
+  return Traits::kExtras == Extras::kGates || (Traits::kExtras == Extras::kAny && g_gate != nullptr);
+}
+
+// x.part = u.
+template <class Traits, Part kPart, class Row>
+FFTCONV_DEVICE void load_part(complex_t* x, const Row& u) {
+  for_each_access<Traits>([&](auto access) { access.template put<kPart>(x, u.load(access)); });
 }
 
 // x.part = gate * u.
-template <class Traits, Part kPart, Memory kMemory>
-FFTCONV_DEVICE void load_gated(complex_t* x, const typename Traits::io_t* u, const typename Traits::io_t* g_gate,
-                               int length, int thread) {
-  using Access = RowAccess<Traits, kMemory>;
-  using GateAccess = RowAccess<Traits, Memory::kGlobal>;
-  const int base = Pass<typename Traits::Layout, 0>::base(thread);
-  u += base;
-  g_gate += base;
-  length -= base;
-  for_each_access<Traits>([&](auto slot, auto next, auto offset) {
-    if constexpr (slot.value != next.value) {
-      const float2 v = Access::load2(u + offset.value, length - offset.value);
-      const float2 gate = GateAccess::load2(g_gate + offset.value, length - offset.value);
-      part_of<kPart>(x[slot.value]) = v.x * gate.x;
-      part_of<kPart>(x[next.value]) = v.y * gate.y;
-    } else {
-      part_of<kPart>(x[slot.value]) = Access::load(u + offset.value, length - offset.value)
-                                      * GateAccess::load(g_gate + offset.value, length - offset.value);
-    }
-  });
+template <class Traits, Part kPart, class Row, class Gate>
+FFTCONV_DEVICE void load_gated(complex_t* x, const Row& u, const Gate& gate) {
+  for_each_access<Traits>(
+      [&](auto access) { access.template put<kPart>(x, multiply_each(u.load(access), gate.load(access))); });
 }
 
-// y = x.part over the thread's points.
+// y = x.part.
 template <class Traits, Part kPart>
-FFTCONV_DEVICE void store_part(complex_t* x, typename Traits::io_t* g_y, int length, int thread) {
-  using Access = RowAccess<Traits, Memory::kGlobal>;
-  const int base = Pass<typename Traits::Layout, 0>::base(thread);
-  g_y += base;
-  length -= base;
-  for_each_access<Traits>([&](auto slot, auto next, auto offset) {
-    const float first = part_of<kPart>(x[slot.value]), second = part_of<kPart>(x[next.value]);
-    if constexpr (slot.value != next.value) {
-      Access::store2(g_y + offset.value, length - offset.value, first, second);
-    } else {
-      Access::store(g_y + offset.value, length - offset.value, first);
-    }
-  });
+FFTCONV_DEVICE void store_part(complex_t* x, const OutputRow<Traits>& y) {
+  for_each_access<Traits>([&](auto access) { y.store(access, access.template take<kPart>(x)); });
 }
 
 // y = gate * x.part.
-template <class Traits, Part kPart>
-FFTCONV_DEVICE void store_gated(complex_t* x, typename Traits::io_t* g_y, const typename Traits::io_t* g_gate,
-                                int length, int thread) {
-  using Access = RowAccess<Traits, Memory::kGlobal>;
-  const int base = Pass<typename Traits::Layout, 0>::base(thread);
-  g_y += base;
-  g_gate += base;
-  length -= base;
-  for_each_access<Traits>([&](auto slot, auto next, auto offset) {
-    const float first = part_of<kPart>(x[slot.value]), second = part_of<kPart>(x[next.value]);
-    if constexpr (slot.value != next.value) {
-      const float2 gate = Access::load2(g_gate + offset.value, length - offset.value);
-      Access::store2(g_y + offset.value, length - offset.value, gate.x * first, gate.y * second);
-    } else {
-      Access::store(g_y + offset.value, length - offset.value,
-                    Access::load(g_gate + offset.value, length - offset.value) * first);
-    }
-  });
+template <class Traits, Part kPart, class Gate>
+FFTCONV_DEVICE void store_gated(complex_t* x, const OutputRow<Traits>& y, const Gate& gate) {
+  for_each_access<Traits>(
+      [&](auto access) { y.store(access, multiply_each(gate.load(access), access.template take<kPart>(x))); });
 }
 
 }  // namespace fftconv

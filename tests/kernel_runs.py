@@ -127,11 +127,10 @@ def run(
     inputs = make_inputs(case) if inputs is None else inputs
     points = block_config(case.problem, ARCHS[kernel_case.arch])[1].points
     with pytest.MonkeyPatch.context() as patch, host_gpu(kernel_case.arch, order=order, race_check=race_check):
-        patch.setattr(_PLANNER, "_BULK_BLOCKS", 1)  # blocks that prefetch walk through several rows
         if kernel_case.split == "channel groups":
             patch.setattr(_PLANNER, "WORKSPACE_LIMIT", 2 * points * COMPLEX_BYTES)
         if kernel_case.split == "grid z":
-            patch.setattr(_PLANNER, "_GRID_YZ", 2)
+            patch.setattr(_PLANNER, "GRID_YZ", 2)
         arguments, out = place_all(case, inputs)
         fftconv(**arguments)
         (launcher,) = launch._launchers.values()

@@ -1,4 +1,6 @@
-"""Plants the faults of ``mutations.py``, one at a time, in a copy of the library: which test of the kernels finds each?
+"""Plants faults, one at a time, in a copy of the library: which test of the kernels finds each?
+
+The faults are those of ``mutations.py`` and ``vjp_mutations.py``.
 
 ``python tests/mutate.py [NAME ...]`` prints a table and exits with 1 where a fault survives. The table of all faults is
 kept in ``mutation_results.txt``.
@@ -15,8 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from mutations import MUTATIONS, Mutation
+from mutations import KERNEL_MUTATIONS, Mutation
+from vjp_mutations import VJP_MUTATIONS
 
+MUTATIONS = (*KERNEL_MUTATIONS, *VJP_MUTATIONS)
 ROOT = Path(__file__).resolve().parent.parent
 # Folder in the repository: folder in the package, as pyproject.toml maps them.
 FOLDERS = {

@@ -18,6 +18,7 @@ CLASSES = (
     "packed half",
     "channel stride",
     "filter wrap",
+    "gradient",
 )
 
 
@@ -62,7 +63,7 @@ def _rows(test: str, *names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_kernel_rows.py::test_{test}[{name}]" for name in names)
 
 
-MUTATIONS = (
+KERNEL_MUTATIONS = (
     Mutation(
         "forward twiddle",
         "kernels/block_fft.cuh",
@@ -150,15 +151,15 @@ MUTATIONS = (
     Mutation(
         "tail predicate: of loads",
         "kernels/io.cuh",
-        "read_if<kMemory>(!Traits::kHasTail || remaining > 0, row)",
-        "read_if<kMemory>(!Traits::kHasTail || remaining >= 0, row)",
+        "const bool is_inside = !Traits::kHasTail || remaining > A::kOffset;",
+        "const bool is_inside = !Traits::kHasTail || remaining >= A::kOffset;",
         _kernel("M128-bfloat16-real-gates-scalar"),
     ),
     Mutation(
         "tail predicate: of stores",
         "kernels/io.cuh",
-        "if (!Traits::kHasTail || remaining > 0) *g_row = S::narrow(v);",
-        "if (!Traits::kHasTail || remaining >= 0) *g_row = S::narrow(v);",
+        "if (Traits::kHasTail && remaining <= A::kOffset) return;",
+        "if (Traits::kHasTail && remaining < A::kOffset) return;",
         _kernel("M128-bfloat16-real-gates-scalar"),
     ),
     Mutation(
@@ -213,22 +214,22 @@ MUTATIONS = (
     Mutation(
         "gate: of the input",
         "kernels/io.cuh",
-        "part_of<kPart>(x[next.value]) = v.y * gate.y;",
-        "part_of<kPart>(x[next.value]) = v.y * gate.x;",
+        "access.template put<kPart>(x, multiply_each(u.load(access), gate.load(access)));",
+        "access.template put<kPart>(x, multiply_each(u.load(access), u.load(access)));",
         _kernel("M256-float16-real-gates-tail"),
     ),
     Mutation(
         "gate: of the output",
         "kernels/io.cuh",
-        "length - offset.value, gate.x * first, gate.y * second);",
-        "length - offset.value, first, gate.y * second);",
+        "y.store(access, multiply_each(gate.load(access), access.template take<kPart>(x)));",
+        "y.store(access, access.template take<kPart>(x));",
         _kernel("M256-float16-real-gates-tail"),
     ),
     Mutation(
         "skip",
-        "kernels/fftconv_fwd.cu",
-        "{v.z + skip, v.w}",
-        "{v.z, v.w}",
+        "kernels/spectrum.cuh",
+        "second = {v.z + skip, v.w};",
+        "second = {v.z, v.w};",
         _kernel("M256-bfloat16-real-any-whole"),
     ),
     Mutation(
@@ -261,7 +262,7 @@ MUTATIONS = (
     ),
     Mutation(
         "channel stride: in the kernel",
-        "kernels/fftconv_fwd.cu",
+        "kernels/io.cuh",
         "static_cast<const io_t*>(g_array) + batch * strides.batch + channel * strides.channel;",
         "static_cast<const io_t*>(g_array) + batch * strides.batch + channel * strides.batch;",
         _kernel("M256-float16-real-gates-tail"),
@@ -304,15 +305,15 @@ MUTATIONS = (
     Mutation(
         "prefetch: parity",
         "kernels/fftconv_fwd.cu",
-        "parity ^= 1;",
-        "parity = 1;",
-        ("tests/test_kernels.py::test_prefetching_blocks_walk_rows[M4096-bfloat16-real-none-prefetch]",),
+        "mbarrier_wait(memory.s_barrier, turn % 2);",
+        "mbarrier_wait(memory.s_barrier, turn > 0);",
+        ("tests/test_kernels.py::test_prefetching_blocks_take_several_rows[M4096-bfloat16-real-none-prefetch]",),
     ),
     Mutation(
         "prefetch: bytes",
         "kernels/fftconv_fwd.cu",
-        "mbarrier_expect(s_barrier, rows * Traits::kRowBytes);",
-        "mbarrier_expect(s_barrier, Traits::kRowBytes);",
+        "mbarrier_expect(memory.s_barrier, rows * Traits::kRowBytes);",
+        "mbarrier_expect(memory.s_barrier, Traits::kRowBytes);",
         _kernel("M8192-bfloat16-paired-none-prefetch"),
     ),
     Mutation(
@@ -332,22 +333,22 @@ MUTATIONS = (
     Mutation(
         "slots: rows without a job of their own",
         "kernels/fftconv_fwd.cu",
-        "? base + batch_slot : end - 1;",
-        "? base + batch_slot : end;",
+        "job < jobs ? static_cast<int>(job) : jobs - 1,",
+        "static_cast<int>(job),",
         ("tests/test_kernels.py::test_rows_and_slots[128-real]",),
     ),
     Mutation(
         "slots: activity",
         "kernels/fftconv_fwd.cu",
-        "const bool is_active = has_channel && batch_slot < end - base;",
-        "const bool is_active = has_channel;",
+        "job < jobs && channel < p.channels, [] {});",
+        "channel < p.channels, [] {});",
         _race("M256-float16-real-none-tail"),
     ),
     Mutation(
         "slots: channels past the last",
         "kernels/fftconv_fwd.cu",
-        "has_channel ? static_cast<int>(own_channel) : p.channels - 1;",
-        "static_cast<int>(own_channel);",
+        "channel < p.channels ? static_cast<int>(channel) : p.channels - 1, thread,",
+        "static_cast<int>(channel), thread,",
         ("tests/test_kernels.py::test_rows_and_slots[128-real]",),
     ),
     Mutation(
@@ -363,5 +364,12 @@ MUTATIONS = (
         "0 if problem.shared_filter else points // 2,",
         "points // 2,",
         _rows("many_channels", "M256-float16-real-gates-tail-groups"),
+    ),
+    Mutation(
+        "prefetch: the next channel",
+        "kernels/fftconv_fwd.cu",
+        "      next -= jobs;\n",
+        "      next = 0;\n",
+        ("tests/test_kernels.py::test_prefetching_blocks_take_several_rows[M16384-float16-real-gates-prefetch]",),
     ),
 )

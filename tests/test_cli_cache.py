@@ -105,7 +105,7 @@ def test_warm_takes_fft_sizes() -> None:
 def test_warm_defaults_to_the_gpus_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "gpu_count", lambda: (2, ""))
     # sm_87 is not listed: its limits are read from the device.
-    gpus = (ArchLimits("sm_87", 163 << 10, 164 << 10, has_bulk_copy=False), arch_limits("sm_90"))
+    gpus = (ArchLimits("sm_87", 163 << 10, 164 << 10, 16, has_bulk_copy=False), arch_limits("sm_90"))
     monkeypatch.setattr(command.launch, "device_limits", lambda device: gpus[device])
     result = _run("warm", "--fft-size", "64")
     assert result.exit_code == 0, result.output
@@ -113,7 +113,7 @@ def test_warm_defaults_to_the_gpus_here(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_kernels_of_a_gpu_that_is_not_listed() -> None:
-    gpu = ArchLimits("sm_87", 163 << 10, 164 << 10, has_bulk_copy=False)
+    gpu = ArchLimits("sm_87", 163 << 10, 164 << 10, 16, has_bulk_copy=False)
     specs = list(command.iter_kernel_specs(gpu))
     assert specs == list(command.iter_kernel_specs("sm_80"))
     assert len(specs) < 1000, "the help says several hundred"

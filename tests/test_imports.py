@@ -17,17 +17,30 @@ PACKAGE = Path(fftconv_cupy.__file__).parent
 # From the lowest layer to the highest: a module imports from lower layers only.
 LAYERS = (
     ("errors", "params", "_version"),
+    ("autograd",),
     ("problem", "source", "archs", "dependencies", "cache"),
     ("readers", "blocks", "compile", "reference"),
     ("arrays", "filters", "plan", "tables", "numpy_backend", "numeric"),
-    ("checks", "launch"),
+    ("checks", "vjp_plan", "jax_numpy"),
+    ("launch",),
+    ("launch_vjp",),
+    ("gpu",),
     ("execute",),
-    ("api",),
+    ("api", "jax_primitives"),
+    ("gradients", "jax"),
+    ("torch_operator",),
+    ("torch_batching",),
+    ("torch_derivatives",),
+    ("torch",),
     ("__init__",),
     ("__main__",),
 )
 STDLIB_ONLY = ("errors", "params", "problem", "source", "archs", "blocks", "plan", "cache", "_version")
 FRAMEWORKS = ("cupy", "cupyx", "torch", "jax")
+# Imported by who has the framework only.
+JAX_MODULES = ("jax", "jax_numpy", "jax_primitives")
+TORCH_MODULES = ("torch", "torch_batching", "torch_derivatives", "torch_operator")
+FRAMEWORK_MODULES = JAX_MODULES + TORCH_MODULES
 
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
@@ -59,6 +72,8 @@ def test_imports_go_down(module):
         package, _, inner = name.partition(".")
         if package == "fftconv_cupy" and inner not in ("kernels", "__version__"):
             inner = inner.partition(".")[0]
+            for own in (JAX_MODULES, TORCH_MODULES):
+                assert inner not in own or module in own, f"{module}, line {node.lineno}: imports {name}"
             assert LAYER_OF.get(inner, 99) < LAYER_OF[module], f"{module}, line {node.lineno}: imports {name}"
 
 
@@ -70,7 +85,7 @@ def test_the_plain_modules_import_the_standard_library_only(module):
         assert allowed, f"{module}, line {node.lineno}: imports {name}"
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in FRAMEWORK_MODULES])
 def test_frameworks_are_imported_in_one_place(module):
     for name, node in imports_of(module):
         package = name.partition(".")[0]
@@ -86,7 +101,7 @@ def run(code: str) -> None:
 
 def test_each_module_imports_alone_and_without_frameworks():
     blocked = "".join(f"sys.modules[{name!r}] = None; " for name in FRAMEWORKS)
-    names = [f"fftconv_cupy.{name}" for name in MODULES if not name.startswith("__")]
+    names = [f"fftconv_cupy.{name}" for name in MODULES if not name.startswith("__") and name not in FRAMEWORK_MODULES]
     names += ["fftconv_cupy", "fftconv_cupy.kernels", "fftconv_cupy.cli", "fftconv_cupy.benchmarks"]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(run, [f"import sys; {blocked} import {name}" for name in names]))
@@ -103,10 +118,11 @@ def test_frameworks_come_in_with_their_arrays():
     )
 
 
-def test_a_torch_call_imports_no_other_framework():
+@pytest.mark.parametrize("module", ["fftconv_cupy", "fftconv_cupy.torch as fftconv_cupy"])
+def test_a_torch_call_imports_no_other_framework(module):
     pytest.importorskip("torch")
     run(
-        "import warnings; warnings.simplefilter('ignore'); import sys, torch, fftconv_cupy;"
+        f"import warnings; warnings.simplefilter('ignore'); import sys, torch, {module};"
         "fftconv_cupy.fftconv(torch.ones(2, 3, 16), torch.ones(3, 5));"
         "assert 'cupy' not in sys.modules and 'jax' not in sys.modules"
     )

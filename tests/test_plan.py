@@ -46,7 +46,7 @@ def test_each_arch_reaches_its_largest_size_and_no_further(arch: str, linear: in
 
 
 def test_unlisted_limits_are_planned_by_their_numbers() -> None:
-    limits = ArchLimits("sm_87", 163 << 10, 164 << 10, has_bulk_copy=False)
+    limits = ArchLimits("sm_87", 163 << 10, 164 << 10, 16, has_bulk_copy=False)
     assert make_plan(problem("causal", 16384), limits).config.points == 16384
 
 
@@ -112,8 +112,18 @@ def test_the_grid_covers_every_row(batch: int, channels: int, mode: str, seqlen:
     made = make_plan(problem(mode, seqlen, batch=batch, channels=channels), SM_90)
     slots = 1 << made.log2_batch_slots
     jobs = (batch + 1) // 2 if made.strategy == "paired" else batch
-    assert made.grid[0] * made.iterations * slots >= jobs > (made.grid[0] - 1) * made.iterations * slots
     group = made.channel_group
+    turns, block_step, turn_channels, turn_jobs = made.turns
+    if dict(made.forward.defines)["FFTCONV_HAS_PREFETCH"] == "1":
+        assert made.grid[1:] == (1, 1)
+        assert 0 <= turn_jobs < jobs
+        turn_step = turn_channels * jobs + turn_jobs
+        # Either the turns of a block or the blocks of a turn lie side by side, and together they are all jobs.
+        assert (block_step, turn_step) in ((turns, 1), (1, made.grid[0])) or turns == 1
+        assert made.grid[0] * turns >= jobs * group > (made.grid[0] - 1) * turns
+        return
+    assert turns == 1
+    assert made.grid[0] * slots >= jobs > (made.grid[0] - 1) * slots
     assert made.grid[1] * made.grid[2] * (made.config.rows // slots) >= group
     assert made.grid[1] <= 65535
     assert made.grid[2] <= 65535

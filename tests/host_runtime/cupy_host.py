@@ -17,6 +17,7 @@ import pytest
 
 import fftconv_cupy.arrays
 import fftconv_cupy.launch
+import fftconv_cupy.launch_vjp
 from host_runtime.guarded import guarded_memory
 from host_runtime.harness import host_loader
 
@@ -36,7 +37,7 @@ class _Device(contextlib.nullcontext[None]):
     """A GPU of a chosen architecture."""
 
     compute_capability = "90"
-    attributes: dict[str, int] = {}  # noqa: RUF012
+    attributes = {"MultiProcessorCount": 2}  # noqa: RUF012  # so that persistent blocks have much to do
 
     def __init__(self, ordinal: int = 0) -> None:
         super().__init__()
@@ -92,7 +93,8 @@ def host_backed_gpu(
     """
     device = type("Device", (_Device,), {"compute_capability": arch.removeprefix("sm_")})
     stream = _Stream()
-    launch = fftconv_cupy.launch
+    launch, launch_vjp = fftconv_cupy.launch, fftconv_cupy.launch_vjp
+    loader = host_loader(race_check=race_check, order=order, seed=seed)
     old_allocator = cupy.cuda.get_allocator()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cupy.cuda, "get_current_stream", lambda device_id=-1: stream)
@@ -101,8 +103,9 @@ def host_backed_gpu(
         patch.setattr(cupy.cuda.runtime, "streamIsCapturing", lambda handle: False)
         patch.setattr(cupy, "asarray", to_cupy)
         patch.setattr(fftconv_cupy.arrays, "unit_stride", _unit_stride)
-        patch.setattr(launch, "load_kernel", host_loader(race_check=race_check, order=order, seed=seed))
-        patch.setattr(launch, "_launchers", {})
+        for module in (launch, launch_vjp):
+            patch.setattr(module, "load_kernel", loader)
+            patch.setattr(module, "_launchers", {})
         patch.setattr(launch, "_tables", {})
         cupy.cuda.set_allocator(_allocate)
         launch.device_limits.cache_clear()

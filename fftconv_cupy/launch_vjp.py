@@ -1,0 +1,305 @@
+"""Runs the plans of gradients: workspace, launches in groups of channels. `launch` is its counterpart for outputs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from fftconv_cupy import arrays
+from fftconv_cupy.archs import arch_limits
+from fftconv_cupy.arrays import ArrayView
+from fftconv_cupy.blocks import CUDA_TYPES, REDUCE_COLUMNS, REDUCE_THREADS
+from fftconv_cupy.compile import LoadedKernel, load_kernel, precompile
+from fftconv_cupy.dependencies import import_nvrtc
+from fftconv_cupy.filters import FilterSpectrum
+from fftconv_cupy.launch import describe, device_limits, device_table, lags_of, launch_filter, row_strides
+from fftconv_cupy.params import BwdParams, ChunkPlan, FilterBwdParams, ReduceParams
+from fftconv_cupy.plan import GRID_YZ, block_config
+from fftconv_cupy.problem import ITEM_BYTES, Gradients, Problem, Wanted
+from fftconv_cupy.vjp_plan import Chunks, VjpPlan, make_vjp_plan
+
+_STORAGE_TYPES = {dtype: index for index, dtype in enumerate(CUDA_TYPES)}  # of kernels/fftconv_filter_bwd.cu
+
+
+@dataclass(frozen=True, slots=True)
+class _Launcher:
+    """A plan with its kernels loaded on a device; those that it does not launch are None."""
+
+    plan: VjpPlan
+    backward: LoadedKernel
+    filter: LoadedKernel | None
+    filter_backward: LoadedKernel | None
+    reduce: LoadedKernel | None
+    twiddles: int
+
+
+_Key = tuple[Problem, Wanted, int, bool, bool]
+_launchers: dict[_Key, _Launcher] = {}
+_lock = threading.Lock()
+_REMEMBERED = 4096  # configurations; beyond, the look-up starts anew
+
+
+@dataclass(slots=True)
+class _Call:
+    """The addresses of one call: of u, in_gate, out_gate, dy and the gradients of the first three, and the rest."""
+
+    pointers: list[int]
+    strides: list[int]
+    spectrum: int
+    skip: int
+    skip_is_float: bool
+    dk: int
+    d_skip: int
+    workspace: int
+    stream: int
+
+
+def check_vjp(problem: Problem, wanted: Wanted, device: int) -> None:
+    """Raise what a call on this device would raise, but for failed compilations, before anything is allocated.
+
+    Args:
+        problem: the convolution.
+        wanted: which gradients; all take the same transforms.
+        device: ordinal of the device.
+
+    Raises:
+        UnsupportedDeviceError: the GPU is older than compute capability 7.5.
+        UnsupportedProblemError: the transform does not fit one block of this GPU.
+        MissingDependencyError: NVRTC is not installed.
+    """
+    block_config(problem, device_limits(device), can_pair=False)
+    import_nvrtc()
+
+
+def run_vjp(
+    problem: Problem,
+    wanted: Wanted,
+    dy: ArrayView,
+    u: ArrayView,
+    filt: ArrayView | FilterSpectrum,
+    in_gate: ArrayView | None,
+    out_gate: ArrayView | None,
+    skip: ArrayView | None,
+    grads: Gradients,
+    stream: int,
+    workspace: ArrayView | None = None,
+) -> None:
+    """Compute the wanted gradients on the GPU of `u`, asynchronously on `stream`.
+
+    Args:
+        problem: the convolution, with ``batch >= 1``.
+        wanted: which gradients.
+        dy: gradient of the output, of its shape.
+        u: the input, (B, H, L) | (H, L) | (L,).
+        filt: the filter, (H, K) | (K,), or its spectrum.
+        in_gate: of the input's shape, or None.
+        out_gate: of the output's shape, or None.
+        skip: (H,), or None.
+        grads: views of the arrays to fill, contiguous, of the shapes and dtypes of their arguments; None for the rest.
+        stream: handle of a stream of that GPU.
+        workspace: as many bytes as the plan says, or more; None allocates it.
+
+    Raises:
+        UnsupportedProblemError: the transform does not fit one block of this GPU.
+        CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
+    """
+    item = ITEM_BYTES[problem.dtype]
+    bits = problem.seqlen | problem.out_len
+    pointers: list[int] = []
+    strides: list[int] = []
+    for array in (u, in_gate, out_gate, dy, grads.u, grads.in_gate, grads.out_gate):
+        if array is None:
+            pointers.append(0)
+            strides += (0, 0)
+        else:
+            batch_stride, channel_stride = row_strides(array)
+            pointers.append(array.ptr)
+            strides += (batch_stride, channel_stride)
+            bits |= array.ptr // item | batch_stride | channel_stride
+    key = (problem, wanted, u.device, bits & 1 == 0, isinstance(filt, FilterSpectrum))
+    launcher = _launchers.get(key) or _new_launcher(key)
+    if workspace is None and launcher.plan.workspace_bytes:
+        _, workspace = arrays.empty(u, (launcher.plan.workspace_bytes // 4,), "float32", stream)
+    memory = 0 if workspace is None else workspace.ptr
+    call = _Call(
+        pointers,
+        strides,
+        filt.ptr if isinstance(filt, FilterSpectrum) else memory + launcher.plan.workspace.spectrum,
+        0 if skip is None else skip.ptr,
+        skip is None or skip.dtype == "float32",
+        0 if grads.k is None else grads.k.ptr,
+        0 if grads.skip is None else grads.skip.ptr,
+        memory,
+        stream,
+    )
+    made = launcher.plan
+    for first in range(0, problem.channels, made.channel_group):
+        channels = min(made.channel_group, problem.channels - first)
+        if launcher.filter is not None and isinstance(filt, ArrayView) and not (first and problem.shared_filter):
+            launch_filter(launcher.filter, made, filt, launcher.twiddles, call.spectrum, first, channels, stream)
+        _run_group(launcher, call, first, channels)
+    if problem.shared_filter and wanted.k:
+        _launch_filter_backward(launcher, call, made.workspace.total, 1, 1, call.dk, 0, 1)
+
+
+def warm_vjp(problem: Problem, wanted: Wanted, archs: Sequence[str] | None = None) -> list[str]:
+    """Compile, and where `archs` is None also load, what gradients need for arrays of any alignment, with a raw filter.
+
+    Args:
+        problem: the convolution.
+        wanted: which gradients.
+        archs: architectures to compile for into the cache on disk; None means for the current device, and load there.
+
+    Returns:
+        A line for each kernel.
+    """
+    lines = []
+    for is_vector in (True, False):
+        if archs is None:
+            made = _new_launcher((problem, wanted, arrays.current_device(), is_vector, False)).plan
+            lines += [describe(spec, made.limits) for spec, *_ in made.kernels]
+        for arch in archs or ():
+            made = make_vjp_plan(problem, wanted, arch_limits(arch), is_vector=is_vector)
+            for spec, *_ in made.kernels:
+                precompile(spec, arch)
+                lines.append(describe(spec, made.limits))
+    return list(dict.fromkeys(lines))
+
+
+def _new_launcher(key: _Key) -> _Launcher:
+    """Plan and load (or look up) the kernels of a configuration."""
+    with _lock:
+        known = _launchers.get(key)
+    if known is not None:
+        return known
+    problem, wanted, device, is_vector, is_prepared = key
+    limits = device_limits(device)
+    made = make_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_prepared=is_prepared)
+    with ThreadPoolExecutor(len(made.kernels)) as pool:  # a first use compiles them side by side
+        loads = {
+            spec: pool.submit(load_kernel, spec, limits.arch, shared_bytes, device)
+            for spec, shared_bytes in made.kernels
+        }
+    loaded = {spec: load.result() for spec, load in loads.items()}
+    launcher = _Launcher(
+        plan=made,
+        backward=loaded[made.backward],
+        filter=loaded.get(made.filter),
+        filter_backward=loaded.get(made.filter_backward),
+        reduce=loaded.get(made.reduce),
+        twiddles=device_table(made.config, False, device),
+    )
+    with _lock:
+        if len(_launchers) >= _REMEMBERED:
+            _launchers.clear()
+        return _launchers.setdefault(key, launcher)
+
+
+def _run_group(launcher: _Launcher, call: _Call, first: int, channels: int) -> None:
+    """Launch what computes the gradients of `channels` channels from `first` on."""
+    made = launcher.plan
+    problem, wanted = made.problem, made.wanted
+    # As the plan has dealt them out; the last group may have fewer channels.
+    chunks = replace(made.chunks, groups=-(-channels // made.group_channels))
+    _launch_backward(launcher, call, first, channels, chunks)
+    if not made.variant.has_sum:
+        return
+    sums, group_chunks, group_channels = made.workspace.sums, chunks.group_chunks, made.group_channels
+    if launcher.reduce is not None:
+        _launch_reduce(launcher, call, sums, made.workspace.reduced, group_chunks, group_channels, channels)
+        sums, group_chunks, group_channels = made.workspace.reduced, 1, 1
+    skip_item = 4 if call.skip_is_float else ITEM_BYTES[problem.dtype]
+    d_skip = call.d_skip and call.d_skip + first * skip_item
+    if not problem.shared_filter:
+        dk = call.dk and call.dk + first * problem.filter_len * ITEM_BYTES[problem.filter_dtype]
+        _launch_filter_backward(launcher, call, sums, group_chunks, group_channels, dk, d_skip, channels)
+        return
+    if d_skip:
+        _launch_filter_backward(launcher, call, sums, group_chunks, group_channels, 0, d_skip, channels)
+    if wanted.k:
+        # The sums of the channels, as if they were chunks of one.
+        _launch_reduce(launcher, call, sums, made.workspace.total, channels, 1, 1, is_added=first > 0)
+
+
+def _launch_backward(launcher: _Launcher, call: _Call, first: int, channels: int, chunks: Chunks) -> None:
+    made = launcher.plan
+    problem, points = made.problem, made.config.points
+    item = ITEM_BYTES[problem.dtype]
+    pointers = [
+        pointer and pointer + first * stride * item
+        for pointer, stride in zip(call.pointers, call.strides[1::2], strict=True)
+    ]
+    is_shared = problem.shared_filter
+    spectrum_offset = first * points * 8 if made.is_prepared and not is_shared else 0
+    params = BwdParams(
+        *pointers,
+        call.spectrum + spectrum_offset,
+        launcher.twiddles,
+        call.skip and call.skip + first * (4 if call.skip_is_float else item),
+        call.workspace + made.workspace.sums,
+        call.workspace + made.workspace.stash,
+        tuple(call.strides),
+        0 if is_shared else points // 2,
+        chunks.count,
+        ChunkPlan(chunks.group_steps, chunks.chunk_steps, chunks.group_chunks),
+        problem.batch,
+        channels,
+        problem.seqlen,
+        problem.out_len,
+        made.log2_batch_slots,
+        int(call.skip_is_float),
+        1.0 / points,
+        0,
+    )
+    launcher.backward.launch((min(chunks.blocks, chunks.count), 1, 1), made.config.threads, params, call.stream)
+
+
+def _launch_reduce(
+    launcher: _Launcher,
+    call: _Call,
+    sums: int,
+    out: int,
+    group_chunks: int,
+    group_channels: int,
+    channels: int,
+    *,
+    is_added: bool = False,
+) -> None:
+    """Add up the sums at offset `sums` of the workspace into rows at offset `out`."""
+    quads = launcher.plan.config.points // 2
+    params = ReduceParams(
+        call.workspace + sums, call.workspace + out, group_chunks, group_channels, channels, quads, int(is_added)
+    )
+    grid = (-(-quads // REDUCE_COLUMNS), min(channels, GRID_YZ), -(-channels // GRID_YZ))
+    launcher.reduce.launch(grid, REDUCE_THREADS, params, call.stream)  # type: ignore[union-attr]
+
+
+def _launch_filter_backward(
+    launcher: _Launcher,
+    call: _Call,
+    sums: int,
+    group_chunks: int,
+    group_channels: int,
+    dk: int,
+    d_skip: int,
+    channels: int,
+) -> None:
+    """Turn the sums at offset `sums` of the workspace into gradients of filters and skips, for `channels` rows."""
+    made = launcher.plan
+    problem, config = made.problem, made.config
+    params = FilterBwdParams(
+        call.workspace + sums,
+        dk,
+        d_skip,
+        launcher.twiddles,
+        group_chunks,
+        group_channels,
+        channels,
+        problem.filter_len,
+        _STORAGE_TYPES["float32" if call.skip_is_float else problem.dtype],
+        lags_of(made.lags),
+    )
+    grid = (-(-channels // config.rows), 1, 1)
+    launcher.filter_backward.launch(grid, config.threads, params, call.stream)  # type: ignore[union-attr]

@@ -1,0 +1,320 @@
+"""Which kernels compute the gradients of a problem on an architecture, with which sizes and workspace, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fftconv_cupy.archs import ArchLimits
+from fftconv_cupy.blocks import (
+    COMPLEX_BYTES,
+    QUAD_BYTES,
+    REDUCE_THREADS,
+    BackwardVariant,
+    BlockConfig,
+    FilterVariant,
+    backward_spec,
+    filter_backward_spec,
+    filter_spec,
+    reduce_spec,
+    resident_blocks,
+    stash_quads,
+)
+from fftconv_cupy.plan import WORKSPACE_LIMIT, FilterLags, block_config, extras_of, filter_lags
+from fftconv_cupy.problem import Problem, Wanted
+from fftconv_cupy.source import KernelSpec
+
+_MANY_CHUNKS = 8  # sums of a channel that the filter's kernel adds up by itself
+_ALIGNMENT = 256  # of each part of the workspace, in bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """How the rows of some channels are dealt out to blocks; the words are those of kernels/params.cuh.
+
+    Attributes:
+        groups: channel groups, of the channels that a block takes side by side.
+        group_steps: times that the batch slots of a block are filled for one of them.
+        chunk_steps: of these in a chunk, after which a block leaves its sum.
+        group_chunks: chunks of a channel group.
+        blocks: blocks that share the chunks.
+    """
+
+    groups: int
+    group_steps: int
+    chunk_steps: int
+    group_chunks: int
+    blocks: int
+
+    @property
+    def count(self) -> int:
+        """Chunks in all, and so sums that are left."""
+        return self.groups * self.group_chunks
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Offsets in bytes of the parts of a call's workspace, and its size."""
+
+    spectrum: int
+    sums: int
+    stash: int
+    reduced: int
+    total: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class VjpPlan:
+    """How the gradients of one call are computed; ``print(plan)`` tells it in words.
+
+    Attributes:
+        problem: the convolution.
+        wanted: which gradients.
+        limits: of the architecture.
+        config: the block configuration.
+        variant: flags of the fused kernel.
+        backward: the fused kernel.
+        filter: the kernel that makes the filter's spectrum.
+        filter_backward: the kernel that turns sums into gradients of the filter and of skip.
+        reduce: the kernel that adds up sums.
+        lags: where the taps lie in the ring.
+        is_prepared: the spectrum comes with the call.
+        shared_bytes: dynamic shared memory of a block of `backward`.
+        log2_batch_slots: log2 of the rows of a block that differ in batch.
+        resident_blocks: blocks of `backward` that the GPU holds at a time, at most so many are launched.
+        channel_group: channels that are computed at a time.
+        chunks: how the rows of a group are dealt out.
+        has_reduce: sums are added up by `reduce` first.
+        workspace: its parts.
+        launches: kernels launched by a call.
+        reasons: why it is so, a sentence each.
+    """
+
+    problem: Problem
+    wanted: Wanted
+    limits: ArchLimits
+    config: BlockConfig
+    variant: BackwardVariant
+    backward: KernelSpec
+    filter: KernelSpec
+    filter_backward: KernelSpec
+    reduce: KernelSpec
+    lags: FilterLags
+    is_prepared: bool
+    shared_bytes: int
+    log2_batch_slots: int
+    resident_blocks: int
+    channel_group: int
+    chunks: Chunks
+    has_reduce: bool
+    workspace: Workspace
+    launches: int
+    reasons: tuple[str, ...]
+
+    @property
+    def group_channels(self) -> int:
+        """Channels that a block takes side by side."""
+        return self.config.rows >> self.log2_batch_slots
+
+    @property
+    def needs_spectrum(self) -> bool:
+        """The filter's spectrum is made by the call."""
+        return not self.is_prepared and (self.variant.has_in_gradient or self.variant.has_out_gradient)
+
+    @property
+    def kernels(self) -> tuple[tuple[KernelSpec, int], ...]:
+        """The kernels that a call launches, each with the dynamic shared memory of a block."""
+        exchange_bytes = self.config.exchange_bytes
+        kernels = [(self.backward, self.shared_bytes)]
+        if self.needs_spectrum:
+            kernels.append((self.filter, exchange_bytes))
+        if self.variant.has_sum:
+            kernels.append((self.filter_backward, exchange_bytes))
+        if self.has_reduce:
+            kernels.append((self.reduce, REDUCE_THREADS * QUAD_BYTES))
+        return tuple(kernels)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Device memory that a call takes beside its outputs."""
+        return self.workspace.nbytes
+
+    def __str__(self) -> str:
+        """Return the plan in words, one fact a line."""
+        problem, config, variant = self.problem, self.config, self.variant
+        radices = " x ".join(str(1 << log2) for log2 in config.log2_radices)
+        wanted = ", ".join(f"d{name}" for name, is_wanted in self.wanted._asdict().items() if is_wanted)
+        forward = variant.has_out_gradient or variant.has_sum, variant.has_in_gradient or variant.has_sum
+        transforms = sum(forward) + variant.has_out_gradient + variant.has_in_gradient
+        lines = [
+            f"fftconv_vjp {problem.mode}: {wanted} of u ({problem.batch}, {problem.channels}, {problem.seqlen}) "
+            f"{problem.dtype}, k ({'' if problem.shared_filter else f'{problem.channels}, '}{problem.filter_len}) "
+            f"{problem.filter_dtype} on {self.limits.arch}",
+            f"  transforms      {transforms} a row of {config.points} complex points = {radices}",
+            f"  block           {config.threads} threads, {1 << config.log2_ept} points each, {config.rows} row(s), "
+            f"{self.shared_bytes} bytes of shared memory",
+            f"  U and dY        one after the other in registers; {_stash_text(variant, config)}",
+            f"  sum of dk       {_sum_text(variant, config)}",
+            f"  grid            {self.chunks.blocks} persistent blocks, {self.chunks.count} chunks of "
+            f"{self.chunks.chunk_steps} row(s) a batch slot",
+            f"  launches        {self.launches}{' (filter prepared)' if self.is_prepared else ''}",
+            f"  workspace       {self.workspace_bytes} bytes, {self.channel_group} channel(s) a group",
+        ]
+        return "\n".join(lines + [f"  why             {reason}" for reason in self.reasons])
+
+
+def make_vjp_plan(
+    problem: Problem, wanted: Wanted, limits: ArchLimits, *, is_vector: bool = True, is_prepared: bool = False
+) -> VjpPlan:
+    """Plan the gradients of a problem for a GPU.
+
+    Args:
+        problem: the convolution; ``batch >= 1``.
+        wanted: which gradients.
+        limits: of the GPU.
+        is_vector: rows start at even elements and have even lengths, so two elements are accessed at a time.
+        is_prepared: the filter's spectrum comes with the call.
+
+    Raises:
+        UnsupportedProblemError: the transform does not fit one block of this GPU, or an axis reaches 2^30.
+    """
+    _, config = block_config(problem, limits, can_pair=False)
+    points = config.points
+    is_whole = problem.seqlen == problem.out_len == points
+    has_sum = wanted.k or wanted.skip
+    variant = BackwardVariant(
+        dtype=problem.dtype,
+        is_complex=max(problem.seqlen, problem.out_len) > points,
+        has_tail=not is_whole or not is_vector,
+        is_vector=is_vector,
+        extras=extras_of(problem),
+        has_in_gradient=wanted.u or wanted.in_gate,
+        has_out_gradient=wanted.out_gate,
+        has_sum=has_sum,
+        stash_quads=stash_quads(config, limits) if has_sum else 0,
+    )
+    lags = filter_lags(problem, "linear")
+    is_general = lags.is_wrapped or lags.positive > points
+    slots = min(config.rows, 1 << max(0, problem.batch - 1).bit_length())
+    resident = resident_blocks(config, variant, limits)
+    group, chunks, has_reduce, workspace = _channel_group(
+        problem, wanted, config, variant, slots, resident, is_prepared
+    )
+    return VjpPlan(
+        problem=problem,
+        wanted=wanted,
+        limits=limits,
+        config=config,
+        variant=variant,
+        backward=backward_spec(config, variant),
+        filter=filter_spec(config, FilterVariant(problem.filter_dtype, is_paired=False, is_general=is_general)),
+        filter_backward=filter_backward_spec(config, problem.filter_dtype),
+        reduce=reduce_spec(config),
+        lags=lags,
+        is_prepared=is_prepared,
+        shared_bytes=variant.shared_bytes(config),
+        log2_batch_slots=slots.bit_length() - 1,
+        resident_blocks=resident,
+        channel_group=group,
+        chunks=chunks,
+        has_reduce=has_reduce,
+        workspace=workspace,
+        launches=_launches(problem, wanted, variant, -(-problem.channels // group), has_reduce, is_prepared),
+        reasons=_reasons(problem, wanted, config, variant, has_reduce),
+    )
+
+
+def make_chunks(channels: int, batch: int, config: BlockConfig, batch_slots: int, resident: int) -> Chunks:
+    """Deal out the rows of `channels` channels to at most `resident` blocks.
+
+    Long chunks leave few sums; but there are enough of them for all blocks, and they are short enough that the blocks
+    work on a few channels at a time, whose spectra stay in L2.
+    """
+    groups = -(-channels // (config.rows // batch_slots))
+    group_steps = -(-batch // batch_slots)
+    chunk_steps = min(config.chunk_steps, -(-groups * group_steps // resident))
+    group_chunks = -(-group_steps // chunk_steps)
+    chunk_steps = -(-group_steps // group_chunks)
+    return Chunks(groups, group_steps, chunk_steps, group_chunks, min(resident, groups * group_chunks))
+
+
+def _channel_group(
+    problem: Problem,
+    wanted: Wanted,
+    config: BlockConfig,
+    variant: BackwardVariant,
+    slots: int,
+    resident: int,
+    is_prepared: bool,
+) -> tuple[int, Chunks, bool, Workspace]:
+    """Return the channels of a group, and what follows: as few groups as the workspace limit allows, of like size."""
+    needs_spectrum = not is_prepared and (variant.has_in_gradient or variant.has_out_gradient)
+    groups = 1
+    while True:
+        group = -(-problem.channels // groups)
+        chunks = make_chunks(group, problem.batch, config, slots, resident)
+        has_reduce = variant.has_sum and (problem.shared_filter or chunks.group_chunks > _MANY_CHUNKS)
+        row_bytes = config.points * COMPLEX_BYTES
+        stash_bytes = (config.quads - variant.stash_quads) * config.threads * QUAD_BYTES
+        sizes = (
+            row_bytes * (1 if problem.shared_filter else group) * needs_spectrum,
+            row_bytes * (config.rows // slots) * chunks.count * variant.has_sum,
+            stash_bytes * chunks.blocks * variant.has_sum,
+            row_bytes * group * has_reduce,
+            row_bytes * (has_reduce and problem.shared_filter and wanted.k),
+        )
+        offsets = [0]
+        for size in sizes:
+            offsets.append(offsets[-1] + -(-size // _ALIGNMENT) * _ALIGNMENT)
+        if offsets[-1] <= WORKSPACE_LIMIT or group == 1:
+            return group, chunks, has_reduce, Workspace(*offsets)
+        groups = max(groups + 1, -(-problem.channels // max(1, group * 7 // 8)))
+
+
+def _launches(
+    problem: Problem, wanted: Wanted, variant: BackwardVariant, groups: int, has_reduce: bool, is_prepared: bool
+) -> int:
+    """Return the kernels that a call launches."""
+    needs_spectrum = not is_prepared and (variant.has_in_gradient or variant.has_out_gradient)
+    count = groups + has_reduce * groups
+    if problem.shared_filter:
+        return count + needs_spectrum + wanted.skip * groups + wanted.k * (groups + 1)
+    return count + (needs_spectrum + variant.has_sum) * groups
+
+
+def _stash_text(variant: BackwardVariant, config: BlockConfig) -> str:
+    if not variant.has_sum:
+        return "no spectrum is kept"
+    if variant.stash_quads == config.quads:
+        return "the spectrum of U lies in shared memory meanwhile, in float32"
+    return (
+        f"the spectrum of U lies meanwhile in shared memory ({variant.stash_quads} of {config.quads} parts) and L2, "
+        "in float32"
+    )
+
+
+def _sum_text(variant: BackwardVariant, config: BlockConfig) -> str:
+    if not variant.has_sum:
+        return "none"
+    where = "in registers" if config.has_register_sums else "in L2, by the threads that own it"
+    return f"{where}, float32, over the rows of a block in their order; then over the blocks in theirs"
+
+
+def _reasons(
+    problem: Problem, wanted: Wanted, config: BlockConfig, variant: BackwardVariant, has_reduce: bool
+) -> tuple[str, ...]:
+    reasons = []
+    if problem.mode == "circular":
+        reasons.append("a circular filter is wrapped by hand, one row a transform: sums over pairs of rows would mix")
+    if variant.has_sum and not config.has_register_sums:
+        held = 3 * config.points * COMPLEX_BYTES >> 10
+        reasons.append(f"U, dY and the sum take {held} KB a row, more than a multiprocessor holds beside the exchange")
+    if not variant.has_sum:
+        reasons.append("neither dk nor dskip is wanted: nothing is summed")
+    if has_reduce and problem.shared_filter:
+        reasons.append("one filter for all channels: the sums of the channels are added up")
+    elif has_reduce:
+        reasons.append("many blocks share a channel: their sums are added up by a kernel of its own")
+    if not variant.is_vector:
+        reasons.append("an odd length, address or stride: elements are accessed one by one")
+    return tuple(reasons)
