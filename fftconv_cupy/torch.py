@@ -1,0 +1,208 @@
+"""`fftconv` as a torch operator, with gradients, and the module that takes FlashFFTConv's place.
+
+It works under autograd of any order, `torch.compile`, `torch.func`, autocast, activation checkpointing and CUDA graphs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+
+from fftconv_cupy import torch_derivatives  # noqa: F401 - registers them
+from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, message
+from fftconv_cupy.filters import FilterSpectrum
+from fftconv_cupy.problem import check_int, check_mode
+from fftconv_cupy.torch_operator import ARGUMENTS, carrier_of, forward_op, layout_of
+
+__all__ = ["FlashFFTConv", "fftconv"]
+
+# FlashFFTConv keeps its transforms' constants in buffers, and so in its state dicts; nothing is learnt in them.
+_CONSTANTS = ("f_", "twiddle_factors_", "twid")
+
+
+def fftconv(
+    u: torch.Tensor,
+    k: torch.Tensor | FilterSpectrum,
+    *,
+    mode: str = "causal",
+    fft_size: int | None = None,
+    in_gate: torch.Tensor | None = None,
+    out_gate: torch.Tensor | None = None,
+    skip: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Convolve the rows of `u` with the filter `k`: ``out_gate * (conv(in_gate * u, k) + skip * (in_gate * u))``.
+
+    As `fftconv_cupy.fftconv`, and differentiable in every tensor: once or more, backward and forward, of what needs a
+    gradient and nothing else. `fftconv_cupy.fftconv` comes here by itself with tensors that require grad; under
+    `torch.compile` call this one. Memory comes from torch's allocator, on its current stream.
+
+    Under autocast `u` and the gates are cast to its dtype, while `k` and a float32 `skip` keep theirs: filters are best
+    left in float32, and their gradients are summed in it. For activation checkpointing or a second derivative nothing
+    special is to be done.
+
+    Args:
+        u: (B, H, L), (H, L) or (L,), on the CPU or a CUDA GPU, with any strides.
+        k: (H, K), or (K,) for all channels, of any dtype whatever that of `u`; or the result of
+            `fftconv_cupy.prepare_filter`, which gets no gradient. To compile a call on a GPU, prepare it from a tensor.
+        mode: "causal", "full", "same" or "circular".
+        fft_size: as for `fftconv_cupy.fftconv`.
+        in_gate: shape and dtype of `u`.
+        out_gate: shape of the output, dtype of `u`.
+        skip: (H,), float32 or of the dtype of `u`.
+
+    Returns:
+        The output, a new contiguous tensor of the dtype of `u`, with its shape, or L + K - 1 points in mode "full".
+
+    Raises:
+        InvalidTypeError, InvalidArgumentError, UnsupportedProblemError, MissingDependencyError,
+        UnsupportedDeviceError, CompileError: as for `fftconv_cupy.fftconv`.
+
+    Example:
+        >>> import torch
+        >>> k = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+        >>> fftconv(torch.ones(1, 4), k).sum().backward()
+        >>> k.grad
+        tensor([4., 3., 2.])
+    """
+    layout = None
+    if isinstance(k, FilterSpectrum):
+        layout, k = layout_of(k), carrier_of(k)
+    for name, tensor in zip(ARGUMENTS, (u, k, in_gate, out_gate, skip), strict=True):
+        if not isinstance(tensor, torch.Tensor) and (tensor is not None or name in ("u", "k")):
+            _refuse_object(name, tensor, "a torch tensor" + (", or a prepared filter" if name == "k" else ""))
+    if not isinstance(mode, str):
+        check_mode(mode)
+    if not (fft_size is None or isinstance(fft_size, (int, torch.SymInt))):
+        fft_size = check_int(fft_size, "fft_size", minimum=2)
+    y: torch.Tensor = forward_op(u, k, in_gate, out_gate, skip, mode, fft_size, layout)
+    return y
+
+
+class FlashFFTConv(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
+    """The circular convolution of `seqlen` points of each row, padded with zeros to `seqlen`.
+
+    A row of L = seqlen / 2 points and as many taps give the causal convolution; a filter of `seqlen` taps, of which the
+    second half are those of negative lags, gives the bidirectional one.
+
+    Takes the place of ``flashfftconv.FlashFFTConv``: change the import. It has no parameters and no buffers; a state
+    dict that FlashFFTConv has saved loads, its constants left aside. Any `seqlen`, L <= `seqlen`, number of channels,
+    strides and floating-point dtype will do, the filter may be of any floating-point dtype, eval mode is as good as
+    training, and gates may be given one without the other.
+
+    Args:
+        seqlen: N, points of the circular convolution.
+        dtype: kept as an attribute; the output has the dtype of the input, whichever that is.
+        use_32_butterfly: of no effect.
+
+    Raises:
+        InvalidTypeError: `seqlen` is not an int, or `dtype` no dtype.
+        InvalidArgumentError: `seqlen` is less than 1.
+    """
+
+    def __init__(self, seqlen: int, dtype: torch.dtype = torch.float16, use_32_butterfly: bool = True) -> None:
+        super().__init__()
+        self.seqlen = check_int(seqlen, "seqlen", minimum=1)
+        if not isinstance(dtype, torch.dtype):
+            got = f"{dtype!r} of type {type(dtype).__name__}"
+            raise InvalidTypeError(
+                message("dtype", got=got, allowed="a torch.dtype", do="Pass one such as torch.bfloat16.")
+            )
+        self.dtype = dtype
+        self.use_32_butterfly = use_32_butterfly
+
+    def forward(
+        self,
+        u: torch.Tensor,
+        k: torch.Tensor,
+        in_gate: torch.Tensor | None = None,
+        out_gate: torch.Tensor | None = None,
+        *,
+        pregate: torch.Tensor | None = None,
+        postgate: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return ``out_gate * conv(in_gate * u, k)``.
+
+        Args:
+            u: (B, H, L), (H, L) or (L,) with L <= `seqlen`.
+            k: (H, K), or (K,) for all channels, with K <= `seqlen`.
+            in_gate: shape and dtype of `u`.
+            out_gate: likewise.
+            pregate: another name of `in_gate`.
+            postgate: another name of `out_gate`.
+
+        Raises:
+            InvalidArgumentError: a row or a filter is longer than `seqlen`, or a gate is given under both its names.
+            InvalidTypeError, and others: as for `fftconv_cupy.torch.fftconv`.
+        """
+        gates: dict[str, Any] = {
+            "in_gate": _either("in_gate", in_gate, "pregate", pregate),
+            "out_gate": _either("out_gate", out_gate, "postgate", postgate),
+        }
+        for name, tensor in (("u", u), ("k", k)):
+            if not isinstance(tensor, torch.Tensor):
+                _refuse_object(name, tensor, "a torch tensor")
+        if not (u.ndim and k.ndim):
+            return fftconv(u, k, **gates)  # says what is wrong
+        points, taps, size = u.shape[-1], k.shape[-1], self.seqlen
+        for name, length in (("u", points), ("k", taps)):
+            if length > size:
+                _refuse_length(name, length, size)
+        if points + taps - 1 <= size:  # nothing wraps: a linear transform does, and is cheaper
+            return fftconv(u, k, **gates)
+        if points == size:
+            return fftconv(u, k, mode="circular", **gates)
+        if size & (size - 1) == 0:
+            return fftconv(u, k, mode="circular", fft_size=size, **gates)
+        return fftconv(u, _lags(k, points, size), mode="same", **gates)
+
+    def extra_repr(self) -> str:
+        """Return what the module was made with."""
+        return f"{self.seqlen}, dtype={self.dtype}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        own = {key: value for key, value in state_dict.items() if not key.removeprefix(prefix).startswith(_CONSTANTS)}
+        super()._load_from_state_dict(own, prefix, *args)
+
+
+def _lags(k: torch.Tensor, points: int, size: int) -> torch.Tensor:
+    """Return the taps of the lags 1 - L .. L - 1 between points of a row, in this order; lag d has tap d modulo N."""
+    taps = k.shape[-1]
+    behind = torch.nn.functional.pad(k[..., size - points + 1 :], (0, size - taps))
+    ahead = torch.nn.functional.pad(k[..., :points], (0, max(0, points - taps)))
+    return torch.cat((behind, ahead), dim=-1)
+
+
+def _either(name: str, gate: torch.Tensor | None, other_name: str, other: torch.Tensor | None) -> torch.Tensor | None:
+    if gate is not None and other is not None:
+        raise InvalidArgumentError(
+            message(
+                name,
+                got=f"{name} and {other_name}",
+                allowed=f"one of them: {other_name} is another name of {name}",
+                do=f"Leave {other_name} out.",
+            )
+        )
+    return other if gate is None else gate
+
+
+def _refuse_length(name: str, length: int, size: int) -> NoReturn:
+    raise InvalidArgumentError(
+        message(
+            f"{name}.shape",
+            got=f"{length} points along the last axis",
+            allowed=f"at most seqlen = {size}",
+            do=f"Cut {name}, or make the module for {length} points or more.",
+        )
+    )
+
+
+def _refuse_object(name: str, got: object, allowed: str) -> NoReturn:
+    raise InvalidTypeError(
+        message(
+            name,
+            got=f"an object of type {type(got).__module__}.{type(got).__qualname__}",
+            allowed=allowed,
+            do="Pass tensors; fftconv_cupy.fftconv takes the arrays of other frameworks, and prepared filters.",
+        )
+    )

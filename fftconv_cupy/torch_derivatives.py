@@ -1,0 +1,200 @@
+"""Derivatives of the two operators, of any order and in both modes, and their `vmap`.
+
+``y`` is linear in ``u``, in each gate, and in ``k`` and ``skip`` taken together. So every derivative is a sum of
+convolutions, or of their gradients, in which one of these is replaced by a tangent.
+
+`torch.library.register_autograd` does not serve: what it makes refuses `torch.func` and has no forward mode. As torch's
+own operators do, the kernels here add one node at the level of differentiation that calls them, and leave the levels
+below to the dispatcher.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+
+from fftconv_cupy import torch_batching
+from fftconv_cupy.torch_operator import ARGUMENTS, forward_op, library, vjp_op
+
+_LINEAR_IN = ((0,), (1, 4), (2,), (3,))  # u; k and skip; in_gate; out_gate
+_K = 1
+_COUNT = len(ARGUMENTS)
+
+_Tensors = Sequence["torch.Tensor | None"]
+
+
+def _differentiable_below(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the levels below differentiate what a node computes.
+
+    torch runs a node without grad mode and forward mode, and under `torch.func` a level below would take from that that
+    nothing is asked of it.
+    """
+
+    @functools.wraps(call)
+    def wrapped(*args: Any) -> Any:
+        if torch._C._functorch.peek_interpreter_stack() is None:
+            return call(*args)
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+            return call(*args)
+
+    return wrapped
+
+
+class _Convolution(_SingleLevelFunction):  # type: ignore[misc]  # torch is untyped here
+    """The node of ``fftconv``; its first argument says which kernels are still to come."""
+
+    @staticmethod
+    def forward(ctx: Any, keyset: Any, *args: Any) -> torch.Tensor:
+        u, *others, ctx.mode, ctx.fft_size, ctx.layout = args
+        ctx.seqlen = u.shape[-1]
+        # The gradient of u alone does not depend on u, which then need not be kept: the filter is often frozen.
+        needs_u = any(ctx.needs_input_grad[2 : 1 + _COUNT])
+        _keep(ctx, (u if needs_u else None, *others), args[:_COUNT])
+        y: torch.Tensor = _below(forward_op, keyset, args)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor | None) -> _Tensors:
+        wrt = list(ctx.needs_input_grad[1 : 1 + _COUNT])
+        gradients: _Tensors = (None,) * _COUNT
+        if dy is not None:
+            u, *others = ctx.saved_tensors
+            if u is None:
+                u = dy[..., : ctx.seqlen]  # of the shape, dtype and device of u, and not read
+            gradients = vjp_op(dy, u, *others, *_options(ctx), wrt)
+        return (None, *gradients, None, None, None)
+
+    @staticmethod
+    @_differentiable_below
+    def jvp(ctx: Any, _: None, *tangents: Any) -> torch.Tensor | None:
+        wrt = [False] * _COUNT
+        return _derivative(None, _primals(ctx), tangents, _options(ctx), wrt, is_forward=True)[0]
+
+
+class _Vjp(_SingleLevelFunction):  # type: ignore[misc]
+    """The node of ``fftconv_vjp``, likewise."""
+
+    @staticmethod
+    def forward(ctx: Any, keyset: Any, *args: Any) -> _Tensors:
+        *tensors, ctx.mode, ctx.fft_size, ctx.layout, ctx.wrt = args
+        _keep(ctx, tensors, tensors)
+        gradients: _Tensors = _below(vjp_op, keyset, args)
+        return gradients
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor | None) -> _Tensors:
+        """Differentiate the gradients of ``sum(dy * y)``, contracted with their cotangents.
+
+        That contraction is the derivative of the sum along the cotangents.
+        """
+        dy, *tensors = ctx.saved_tensors
+        needs_dy, *needs = ctx.needs_input_grad[1 : 2 + _COUNT]
+        terms = _derivative(dy, tensors, cotangents, _options(ctx), needs, is_forward=needs_dy)
+        return (None, *terms, None, None, None, None)
+
+    @staticmethod
+    @_differentiable_below
+    def jvp(ctx: Any, _: None, dy_tangent: torch.Tensor | None, *tangents: Any) -> _Tensors:
+        dy, *tensors = _primals(ctx)
+        options = _options(ctx)
+        _first, *terms = _derivative(dy, tensors, tangents, options, ctx.wrt, is_forward=False)
+        if dy_tangent is not None:
+            terms = list(map(_sum, terms, vjp_op(dy_tangent, *tensors, *options, ctx.wrt)))
+        return tuple(terms)
+
+
+def _keep(ctx: Any, for_backward: _Tensors, for_forward: _Tensors) -> None:
+    """Keep tensors for the derivatives that may be asked for; one that is zero is passed to them as None."""
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*for_backward)
+    if forward_ad._current_level >= 0:
+        ctx.save_for_forward(*for_forward)
+
+
+def _primals(ctx: Any) -> list[torch.Tensor | None]:
+    """Return the tensors kept for forward mode without their tangents, which are no part of the derivative."""
+    return [None if tensor is None else forward_ad.unpack_dual(tensor).primal for tensor in ctx.saved_tensors]
+
+
+def _options(ctx: Any) -> tuple[Any, ...]:
+    return ctx.mode, ctx.fft_size, ctx.layout
+
+
+def _derivative(
+    dy: torch.Tensor | None,
+    tensors: _Tensors,
+    along: _Tensors,
+    options: tuple[Any, ...],
+    wrt: Sequence[bool],
+    is_forward: bool,
+) -> list[torch.Tensor | None]:
+    """Return derivatives along tangents of a convolution and of its gradients; None stands for zero.
+
+    Args:
+        dy: as for ``fftconv_vjp``; None where `wrt` asks for nothing.
+        tensors: the arguments of the convolution.
+        along: their tangents; more entries than arguments are left alone.
+        options: mode, fft_size and layout.
+        wrt: the gradients that are to be differentiated.
+        is_forward: whether the output is.
+
+    Returns:
+        That of the output, and those of the gradients in the order of `ARGUMENTS`.
+    """
+    terms: list[torch.Tensor | None] = [None] * (1 + _COUNT)
+    for replaced in _LINEAR_IN:
+        if all(along[i] is None for i in replaced):
+            continue
+        inputs = [along[i] if i in replaced else tensor for i, tensor in enumerate(tensors)]
+        if inputs[_K] is None:
+            inputs[_K] = torch.zeros_like(tensors[_K])
+        if is_forward:
+            terms[0] = _sum(terms[0], forward_op(*inputs, *options))
+        others = [is_wanted and i not in replaced for i, is_wanted in enumerate(wrt)]
+        if any(others):
+            terms[1:] = map(_sum, terms[1:], vjp_op(dy, *inputs, *options, others))
+    return terms
+
+
+def _sum(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+def _redispatch(op: Any, keyset: Any, args: tuple[Any, ...]) -> Any:
+    """Call the kernels below those of autograd."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+
+_below = _differentiable_below(_redispatch)
+
+
+def _autograd_kernel(op: Any, node: Any) -> Callable[..., Any]:
+    """Return the kernel that puts `node` above the others of `op`, where a derivative may be asked for."""
+
+    def kernel(keyset: Any, *args: Any) -> Any:
+        needs_grad = torch._C.is_grad_enabled() and torch._C._any_requires_grad(*args)
+        if needs_grad or forward_ad._current_level >= 0:
+            with enable_single_level_autograd_function():
+                return node.apply(keyset, *args)
+        return _redispatch(op, keyset, args)
+
+    return kernel
+
+
+def _vmap_rule(op: Any, mapped: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda info, in_dims, *args: mapped(op, info.batch_size, in_dims, *args)
+
+
+library.impl("fftconv", _autograd_kernel(forward_op, _Convolution), "Autograd", with_keyset=True)
+library.impl("fftconv_vjp", _autograd_kernel(vjp_op, _Vjp), "Autograd", with_keyset=True)
+torch.library.register_vmap("fftconv_cupy::fftconv", _vmap_rule(forward_op, torch_batching.convolve), lib=library)
+torch.library.register_vmap("fftconv_cupy::fftconv_vjp", _vmap_rule(vjp_op, torch_batching.gradients_of), lib=library)
