@@ -1,0 +1,182 @@
+"""`fftconv` inside JAX's transformations: `jit`, `grad`, `vmap` and `shard_map`, on a GPU with our kernels.
+
+One `custom_vjp`, the same on every platform, ties together two primitives (`jax_primitives`): the convolution, and its
+gradients.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+
+from fftconv_cupy import jax_numpy, jax_primitives
+from fftconv_cupy.arrays import ArrayView, contiguous_strides
+from fftconv_cupy.checks import Arguments, resolve
+from fftconv_cupy.errors import InvalidTypeError, message
+from fftconv_cupy.filters import FilterSpectrum
+from fftconv_cupy.problem import Gradients, Problem, Wanted
+from fftconv_cupy.readers import ALLOWED_DTYPES, NUMPY_DTYPES
+
+
+def fftconv(
+    u: Any,
+    k: Any,
+    *,
+    mode: str = "causal",
+    fft_size: int | None = None,
+    in_gate: Any = None,
+    out_gate: Any = None,
+    skip: Any = None,
+) -> Any:
+    """Convolve the rows of `u` with the filter `k`, as `fftconv_cupy.fftconv` does, under any transformation of JAX.
+
+    It works eagerly and under `jit`, `grad`, `value_and_grad`, `vmap`, `checkpoint`, `scan` and `shard_map`, and has
+    reverse-mode derivatives of any order: those of first order come from our kernels, which compute only those that
+    are asked for, and higher ones from jax.numpy.
+
+    On a CUDA GPU the kernels are compiled and loaded when a program is lowered, for every GPU that JAX sees. They run
+    on XLA's stream and in its memory, and may be captured into its command buffers. Elsewhere, and for float64
+    everywhere, jax.numpy computes the same in float32, or float64 where an array is.
+
+    `vmap` folds the mapped axis into the batch where neither `k` nor `skip` is mapped. Else, and for gradients to `k`
+    or `skip`, it folds it into the channels: each element of the mapped axis then has filters, and gradients, of its
+    own. So a batch of rows is cheaper as axis B of `u` than mapped, when the gradient of a common filter is wanted.
+
+    In a program that XLA itself partitions over several GPUs, the arrays are gathered for the kernels; `jax.shard_map`
+    over batch or channels keeps them where they are.
+
+    Args:
+        u: (B, H, L), (H, L) or (L,), a JAX array of float16, bfloat16 or float32, or float64.
+        k: the filter, (H, K), or (K,) for all channels, of any of these dtypes. Not a prepared filter.
+        mode: as for `fftconv_cupy.fftconv`.
+        fft_size: as there.
+        in_gate: shape and dtype of `u`.
+        out_gate: shape of the output, dtype of `u`.
+        skip: (H,), float32 or of the dtype of `u`; (1,) for u of shape (L,).
+
+    Returns:
+        The output, of the shape and dtype of `u`, but L + K - 1 points in mode "full".
+
+    Raises:
+        InvalidTypeError: an argument is not a JAX array, or has a dtype that is not allowed.
+        InvalidArgumentError: a shape, mode or `fft_size` that does not go with the rest. Its subclass
+            UnsupportedProblemError: the transform does not fit the GPU.
+        MissingDependencyError, UnsupportedDeviceError, CompileError: as for `fftconv_cupy.fftconv`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> jax.grad(lambda k: fftconv(jnp.ones((1, 4)), k).sum())(jnp.ones(3))
+        Array([4., 3., 2.], dtype=float32)
+    """
+    given = {"u": u, "k": k, "in_gate": in_gate, "out_gate": out_gate, "skip": skip}
+    views = {name: _abstract_view(x, name) for name, x in given.items() if x is not None or name in ("u", "k")}
+    problem = resolve(Arguments(**views), mode, fft_size).problem
+    return _fftconv(problem, u, k, in_gate, out_gate, skip)
+
+
+def _abstract_view(array: Any, name: str) -> ArrayView:
+    """Return what the checks look at: shape and dtype, as of an array on the CPU, which allows every dtype."""
+    if not isinstance(array, jax.Array):
+        got, do = f"an object of type {type(array).__name__}", f"Pass jax.numpy.asarray({name})."
+        if isinstance(array, FilterSpectrum):
+            got, do = repr(array), "Pass its taps; XLA keeps what it can compute ahead."
+        raise InvalidTypeError(message(name, got=got, allowed="a JAX array", do=do))
+    dtype = str(array.dtype)
+    if dtype not in NUMPY_DTYPES:
+        do = f"Convert {name} to a real floating-point dtype of these."
+        raise InvalidTypeError(message(f"{name}.dtype", got=dtype, allowed=ALLOWED_DTYPES, do=do))
+    return ArrayView(0, array.shape, contiguous_strides(array.shape), dtype, -1, "jax", None)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _fftconv(problem: Problem, u: Any, k: Any, in_gate: Any, out_gate: Any, skip: Any) -> Any:
+    """Bring rows to (B, H, points) and convolve."""
+    rows = (problem.batch, problem.channels)
+    inputs = _equally_varying(
+        u.reshape(*rows, u.shape[-1]),
+        k,
+        None if in_gate is None else in_gate.reshape(*rows, in_gate.shape[-1]),
+        None if out_gate is None else out_gate.reshape(*rows, out_gate.shape[-1]),
+        skip,
+    )
+    return _convolve(problem, *inputs).reshape(*u.shape[:-1], problem.out_len)
+
+
+def _equally_varying(*inputs: Any) -> tuple[Any, ...]:
+    """Mark inputs inside a `shard_map` as varying along every mesh axis that one of them varies along.
+
+    The transpose of the mark sums over the devices: the gradient of a filter that all of them hold is whole.
+    """
+    axes = [frozenset() if x is None else _varying_axes(x) for x in inputs]
+    union = frozenset[Any]().union(*axes)
+    return tuple(x if x is None else _mark_varying(x, tuple(union - own)) for x, own in zip(inputs, axes, strict=True))
+
+
+def _varying_axes(x: Any) -> frozenset[Any]:
+    kind = jax.typeof(x)
+    # Up to JAX 0.9 the axes are an attribute of the type itself.
+    axes: frozenset[Any] = kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
+    return axes
+
+
+def _mark_varying(x: Any, axes: tuple[Any, ...]) -> Any:
+    if not axes:
+        return x
+    return jax.lax.pcast(x, axes, to="varying") if hasattr(jax.lax, "pcast") else jax.lax.pvary(x, axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolve(problem: Problem, u: Any, k: Any, in_gate: Any, out_gate: Any, skip: Any) -> Any:
+    return jax_primitives.convolve(problem, u, k, in_gate, out_gate, skip)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """The gradients that are asked for, as a residual that holds no array."""
+
+    wanted: Wanted
+
+
+def _convolve_fwd(problem: Problem, *inputs: Any) -> tuple[Any, Any]:
+    wanted = Wanted(*(x is not None and x.perturbed for x in inputs))
+    values = tuple(x if x is None else x.value for x in inputs)
+    return _convolve(problem, *values), (_Asked(wanted), values)
+
+
+def _convolve_bwd(problem: Problem, residuals: tuple[_Asked, tuple[Any, ...]], dy: Any) -> tuple[Any, ...]:
+    asked, inputs = residuals
+    # With one output JAX comes here with a cotangent, never with a symbolic zero.
+    found = zip(inputs, _gradients(problem, asked.wanted, dy, *inputs), strict=True)
+    # None would do for a gradient that is not asked for, but JAX 0.6 confuses results with None in different places.
+    return tuple(_zero(x) if grad is None and x is not None else grad for x, grad in found)
+
+
+def _zero(x: Any) -> Any:
+    """Return a gradient of zero that takes no memory."""
+    return jax.custom_derivatives.zero_from_primal(x, symbolic_zeros=True)
+
+
+_convolve.defvjp(_convolve_fwd, _convolve_bwd, symbolic_zeros=True)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gradients(problem: Problem, wanted: Wanted, *inputs: Any) -> Gradients:
+    """Return the gradients; `inputs` are dy, u, k, in_gate, out_gate and skip."""
+    return jax_primitives.gradients(problem, wanted, *inputs)
+
+
+def _gradients_fwd(problem: Problem, wanted: Wanted, *inputs: Any) -> tuple[Gradients, tuple[Any, ...]]:
+    return _gradients(problem, wanted, *inputs), inputs
+
+
+def _gradients_bwd(problem: Problem, wanted: Wanted, inputs: tuple[Any, ...], cotangents: Gradients) -> tuple[Any, ...]:
+    _, transpose = jax.vjp(functools.partial(jax_numpy.gradients, problem, wanted), *inputs)
+    result: tuple[Any, ...] = transpose(cotangents)
+    return result
+
+
+_gradients.defvjp(_gradients_fwd, _gradients_bwd)

@@ -1,0 +1,285 @@
+"""The convolution and its gradients as primitives of JAX: their types, what each platform runs, and `vmap`.
+
+For CUDA a primitive is lowered to a callback that launches our kernels on XLA's own stream and buffers: nothing passes
+through the host. For other platforms, and for float64, it is lowered to jax.numpy (`jax_numpy`). A primitive is lowered
+for the platform that a program will run on, and only then: so kernels are compiled where they will be used, and a
+problem that no GPU can hold still runs on the CPU of a machine with one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.buffer_callback import buffer_callback
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir, xla
+
+from fftconv_cupy import arrays, execute, jax_numpy
+from fftconv_cupy.arrays import ArrayView, contiguous_strides
+from fftconv_cupy.errors import UnsupportedDeviceError, message
+from fftconv_cupy.problem import Gradients, Problem, Wanted
+
+
+def _primitive(name: str) -> Any:
+    made = Primitive(name)
+    made.multiple_results = True
+    made.def_impl(functools.partial(xla.apply_primitive, made))
+    return made
+
+
+_forward_p = _primitive("fftconv")
+_backward_p = _primitive("fftconv_vjp")
+
+
+def convolve(problem: Problem, u: Any, k: Any, in_gate: Any, out_gate: Any, skip: Any) -> Any:
+    """Return the convolution; the arguments are those of `jax_numpy.convolve`."""
+    return _forward_p.bind(*_present(u, k, in_gate, out_gate, skip), problem=problem)[0]
+
+
+def gradients(
+    problem: Problem, wanted: Wanted, dy: Any, u: Any, k: Any, in_gate: Any, out_gate: Any, skip: Any
+) -> Gradients:
+    """Return the gradients that are wanted; the arguments are those of `jax_numpy.gradients`."""
+    found = _backward_p.bind(*_present(dy, u, k, in_gate, out_gate, skip), problem=problem, wanted=wanted)
+    return _wanted(wanted, found)
+
+
+def _present(*inputs: Any) -> list[Any]:
+    return [x for x in inputs if x is not None]
+
+
+def _named(problem: Problem, operands: Iterable[Any]) -> list[Any]:
+    """Return u, k, in_gate, out_gate and skip (or buffers or mapped axes of them), None for those left out."""
+    given = iter(operands)
+    flags = (True, True, problem.in_gate, problem.out_gate, problem.skip)
+    return [next(given) if is_given else None for is_given in flags]
+
+
+def _wanted(wanted: Wanted, found: Iterable[Any]) -> Gradients:
+    """Return what was `found`, each in the place of its argument."""
+    rest = iter(found)
+    return Gradients(*(next(rest) if is_wanted else None for is_wanted in wanted))
+
+
+def _forward_types(u: Any, *_: Any, problem: Problem) -> list[Any]:
+    return [u.update(shape=(*u.shape[:-1], problem.out_len), weak_type=False)]
+
+
+def _backward_types(_: Any, *operands: Any, problem: Problem, wanted: Wanted) -> list[Any]:
+    named = zip(_named(problem, operands), wanted, strict=True)
+    return [operand.update(weak_type=False) for operand, is_wanted in named if is_wanted]
+
+
+def _forward_numpy(*operands: Any, problem: Problem) -> list[Any]:
+    return [jax_numpy.convolve(problem, *_named(problem, operands))]
+
+
+def _backward_numpy(dy: Any, *operands: Any, problem: Problem, wanted: Wanted) -> list[Any]:
+    return _present(*jax_numpy.gradients(problem, wanted, dy, *_named(problem, operands)))
+
+
+def _forward_cuda(*operands: Any, problem: Problem) -> list[Any]:
+    if not _has_kernels(problem):
+        return _forward_numpy(*operands, problem=problem)
+    y = jax.ShapeDtypeStruct((*operands[0].shape[:-1], problem.out_len), operands[0].dtype)
+    return _call_kernels(functools.partial(_run_forward, problem), [y], _load_kernels(problem, None), operands)
+
+
+def _backward_cuda(*operands: Any, problem: Problem, wanted: Wanted) -> list[Any]:
+    if not _has_kernels(problem):
+        return _backward_numpy(*operands, problem=problem, wanted=wanted)
+    named = zip(_named(problem, operands[1:]), wanted, strict=True)
+    results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x, is_wanted in named if is_wanted]
+    run = functools.partial(_run_backward, problem, wanted)
+    return _call_kernels(run, results, _load_kernels(problem, wanted), operands)
+
+
+def _has_kernels(problem: Problem) -> bool:
+    """Return whether there is something for the kernels to do, in a dtype that they know."""
+    return problem.batch > 0 and "float64" not in (problem.dtype, problem.filter_dtype)
+
+
+def _load_kernels(problem: Problem, wanted: Wanted | None) -> int:
+    """Compile and load the kernels for every GPU of JAX; return the bytes of workspace that a call takes at most.
+
+    Args:
+        problem: the problem.
+        wanted: the gradients to compute; None for the convolution.
+    """
+    launch = execute.gpu_launcher()
+    workspace_bytes = 0
+    for device in _cuda_devices():
+        with arrays.use_device(device):
+            if wanted is None:
+                launch.check(problem, device)
+                launch.warm(problem)
+            else:
+                launch.check_vjp(problem, wanted, device)
+                launch.warm_vjp(problem, wanted)
+        workspace_bytes = max(workspace_bytes, launch.workspace_bytes(problem, device, wanted))
+    return workspace_bytes
+
+
+def _cuda_devices() -> list[int]:
+    """Return the CUDA ordinals of the GPUs that JAX may run a program on."""
+    try:
+        return [gpu.local_hardware_id for gpu in jax.local_devices(backend="cuda")]
+    except RuntimeError as error:
+        raise UnsupportedDeviceError(
+            message(
+                "lowering for CUDA",
+                got=f"a JAX without a GPU ({str(error).splitlines()[0]})",
+                allowed="a process that sees the GPU, whose kernels are loaded as the program is lowered",
+                do="Lower it there, or for the CPU.",
+            )
+        ) from error
+
+
+def _call_kernels(run: Callable[..., None], results: list[Any], workspace_bytes: int, operands: Any) -> list[Any]:
+    """Stage a call of `run`; its workspace is one more result, since nothing may be allocated as it runs."""
+    workspace = jax.ShapeDtypeStruct((-(-workspace_bytes // 4),), jnp.float32)
+    # XLA may run `run` while it records a command buffer, and replay what it launched ever after.
+    call = buffer_callback(run, [*results, workspace], command_buffer_compatible=True)
+    return list(call(*operands)[:-1])
+
+
+def _run_forward(problem: Problem, context: Any, results: Any, *operands: Any) -> None:
+    """Launch the kernels on XLA's stream."""
+    y, workspace = (_buffer_view(buffer) for buffer in results)
+    views = (None if x is None else _buffer_view(x) for x in _named(problem, operands))
+    execute.gpu_launcher().run(problem, *views, y, context.stream, workspace=workspace)
+
+
+def _run_backward(problem: Problem, wanted: Wanted, context: Any, results: Any, dy: Any, *operands: Any) -> None:
+    """Launch the kernels of the gradients on XLA's stream."""
+    *found, workspace = (_buffer_view(buffer) for buffer in results)
+    grads = _wanted(wanted, found)
+    views = (None if x is None else _buffer_view(x) for x in _named(problem, operands))
+    launch = execute.gpu_launcher()
+    launch.run_vjp(problem, wanted, _buffer_view(dy), *views, grads, context.stream, workspace=workspace)
+
+
+def _buffer_view(buffer: Any) -> ArrayView:
+    """Return the view of a buffer of XLA's, which is contiguous and lives until the program is done."""
+    shape = tuple(buffer.shape)
+    _, device = buffer.__dlpack_device__()
+    ptr, _ = buffer.__cuda_array_interface__["data"]
+    return ArrayView(ptr, shape, contiguous_strides(shape), str(buffer.dtype), device, "jax", buffer)
+
+
+def _batch_forward(operands: Any, axes: Any, *, problem: Problem) -> tuple[list[Any], list[int]]:
+    size, named, named_axes = _mapped_size(operands, axes), _named(problem, operands), _named(problem, axes)
+    if _only_rows(named_axes):
+        y = convolve(*_into_batch(problem, size, named, named_axes))
+        return [y.reshape(size, problem.batch, *y.shape[1:])], [0]
+    y = convolve(*_into_channels(problem, size, named, named_axes))
+    return [y.reshape(problem.batch, size, problem.channels, y.shape[-1])], [1]
+
+
+def _batch_backward(operands: Any, axes: Any, *, problem: Problem, wanted: Wanted) -> tuple[list[Any], list[int]]:
+    size = _mapped_size(operands, axes)
+    (dy, *others), (dy_axis, *other_axes) = operands, axes
+    named, named_axes = _named(problem, others), _named(problem, other_axes)
+    if _only_rows(named_axes) and not (wanted.k or wanted.skip):
+        folded, *inputs = _into_batch(problem, size, named, named_axes)
+        found = _present(*gradients(folded, wanted, _rows_into_batch(dy, dy_axis, size), *inputs))
+        return [x.reshape(size, problem.batch, *x.shape[1:]) for x in found], [0] * len(found)
+    # Each element of the mapped axis has gradients of its own to k and skip, so it gets channels of its own.
+    folded, *inputs = _into_channels(problem, size, named, named_axes)
+    grads = gradients(folded, wanted, _rows_into_channels(dy, dy_axis, size), *inputs)
+    unfolded, positions = [], []
+    for name, x in grads._asdict().items():
+        if x is None:
+            continue
+        is_rows = name not in ("k", "skip")
+        shape = (problem.batch, size, problem.channels) if is_rows else (size, problem.channels)
+        x = x.reshape(*shape, *x.shape[len(shape) - 1 :])
+        if name == "k" and problem.shared_filter:
+            x = x.sum(axis=1).astype(named[1].dtype)
+        unfolded.append(x)
+        positions.append(int(is_rows))
+    return unfolded, positions
+
+
+def _mapped_size(operands: Any, axes: Any) -> int:
+    return next(int(x.shape[axis]) for x, axis in zip(operands, axes, strict=True) if axis is not None)
+
+
+def _only_rows(named_axes: list[int | None]) -> bool:
+    """Return whether neither k nor skip is mapped."""
+    _, k_axis, _, _, skip_axis = named_axes
+    return k_axis is None and skip_axis is None
+
+
+def _into_batch(problem: Problem, size: int, named: list[Any], axes: list[int | None]) -> tuple[Any, ...]:
+    """Return the problem and its inputs with the mapped axis as a part of the batch."""
+    u, k, in_gate, out_gate, skip = named
+    folded = dataclasses.replace(problem, batch=size * problem.batch)
+    u, in_gate, out_gate = (_rows_into_batch(x, axes[i], size) for i, x in ((0, u), (2, in_gate), (3, out_gate)))
+    return folded, u, k, in_gate, out_gate, skip
+
+
+def _into_channels(problem: Problem, size: int, named: list[Any], axes: list[int | None]) -> tuple[Any, ...]:
+    """Return the problem and its inputs with the mapped axis as a part of the channels.
+
+    A filter for all channels becomes one for each, in float32 or better: its gradient is to be rounded after the sum.
+    """
+    u, k, in_gate, out_gate, skip = named
+    u, in_gate, out_gate = (_rows_into_channels(x, axes[i], size) for i, x in ((0, u), (2, in_gate), (3, out_gate)))
+    filters = _with_axis(k, axes[1], size, 0)
+    if problem.shared_filter:
+        wide = jnp.promote_types(k.dtype, jnp.float32)
+        filters = jnp.broadcast_to(filters[:, None], (size, problem.channels, problem.filter_len)).astype(wide)
+    if skip is not None:
+        skip = _with_axis(skip, axes[4], size, 0).reshape(size * problem.channels)
+    folded = dataclasses.replace(
+        problem, channels=size * problem.channels, shared_filter=False, filter_dtype=str(filters.dtype)
+    )
+    return folded, u, filters.reshape(folded.channels, problem.filter_len), in_gate, out_gate, skip
+
+
+def _rows_into_batch(x: Any, axis: int | None, size: int) -> Any:
+    if x is None:
+        return None
+    batch, channels, points = _unmapped_shape(x, axis)
+    return _with_axis(x, axis, size, 0).reshape(size * batch, channels, points)
+
+
+def _rows_into_channels(x: Any, axis: int | None, size: int) -> Any:
+    if x is None:
+        return None
+    batch, channels, points = _unmapped_shape(x, axis)
+    return _with_axis(x, axis, size, 1).reshape(batch, size * channels, points)
+
+
+def _unmapped_shape(x: Any, axis: int | None) -> tuple[int, ...]:
+    return tuple(length for i, length in enumerate(x.shape) if i != axis)
+
+
+def _with_axis(x: Any, axis: int | None, size: int, position: int) -> Any:
+    """Return `x` with its mapped axis at `position`, repeated along it where it has none."""
+    if axis is not None:
+        return jnp.moveaxis(x, axis, position)
+    return jnp.broadcast_to(jnp.expand_dims(x, position), (*x.shape[:position], size, *x.shape[position:]))
+
+
+def _register(
+    primitive: Any,
+    result_types: Callable[..., Any],
+    on_numpy: Callable[..., Any],
+    on_cuda: Callable[..., Any],
+    batch: Callable[..., Any],
+) -> None:
+    primitive.def_abstract_eval(result_types)
+    mlir.register_lowering(primitive, mlir.lower_fun(on_numpy, multiple_results=True))
+    mlir.register_lowering(primitive, mlir.lower_fun(on_cuda, multiple_results=True), platform="cuda")
+    batching.primitive_batchers[primitive] = batch
+
+
+_register(_forward_p, _forward_types, _forward_numpy, _forward_cuda, _batch_forward)
+_register(_backward_p, _backward_types, _backward_numpy, _backward_cuda, _batch_backward)
