@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from fftconv_cupy.problem import ITEM_BYTES, Problem, make_problem
+from fftconv_cupy.problem import ITEM_BYTES, Problem, Wanted, make_problem
 
 FILTERS = ("prepared", "raw")
+DIRECTIONS = ("forward", "backward")
 HALF_DTYPES = ("float16", "bfloat16")
 FULL_ROWS = 64 * 768
 """B x H that times are scaled to, that of the published tables."""
@@ -32,6 +33,7 @@ class Cell:
         filter: "prepared", or "raw" when each call transforms the filter.
         framework: whose arrays our library gets, "cupy" or "torch".
         strided: u is every second batch of a larger array.
+        direction: "forward", or "backward" for all gradients, with a raw filter.
     """
 
     suite: str
@@ -45,6 +47,12 @@ class Cell:
     filter: str = "prepared"
     framework: str = "cupy"
     strided: bool = False
+    direction: str = "forward"
+
+    @property
+    def is_backward(self) -> bool:
+        """Whether gradients are timed."""
+        return self.direction == "backward"
 
     @property
     def problem(self) -> Problem:
@@ -61,17 +69,28 @@ class Cell:
         )
 
     @property
+    def wanted(self) -> Wanted:
+        """The gradients that are timed: all that there are, none in the forward direction."""
+        backward, gates = self.is_backward, self.is_backward and self.gated
+        return Wanted(u=backward, k=backward, in_gate=gates, out_gate=gates)
+
+    @property
     def scale(self) -> float:
         """What a time is multiplied by to be one of B x H = 64 x 768."""
         return FULL_ROWS / (self.batch * self.channels)
 
     @property
     def floor_bytes(self) -> int:
-        """Bytes of inputs and output, each read or written once; the filter, small beside them, is not counted."""
-        rows = self.batch * self.channels
-        out_len = self.problem.out_len
-        points = self.seqlen + out_len + (self.seqlen + out_len if self.gated else 0)
-        return rows * points * ITEM_BYTES[self.dtype]
+        """Bytes of inputs and outputs, each read or written once; the filter, small beside them, is not counted.
+
+        Forward these are u, the gates and the output; backward u, the gates, the gradient of the output, and the
+        gradients of u and the gates.
+        """
+        tensors_in, tensors_out = 1 + self.gated, 1 + self.gated  # of the length of the input, and of the output
+        if self.is_backward:
+            tensors_in, tensors_out = 2 * tensors_in, tensors_out + self.gated
+        points = tensors_in * self.seqlen + tensors_out * self.problem.out_len
+        return self.batch * self.channels * points * ITEM_BYTES[self.dtype]
 
     @property
     def label(self) -> str:
@@ -79,7 +98,8 @@ class Cell:
         gates = "gated" if self.gated else "plain"
         strided = " strided" if self.strided else ""
         shape = f"N={self.problem.fft_size} L={self.seqlen} K={self.filter_len} B={self.batch} H={self.channels}"
-        return f"{self.mode} {gates} {self.dtype} {shape}{strided} {self.filter}"
+        backward = " backward" if self.is_backward else ""
+        return f"{self.mode} {gates} {self.dtype} {shape}{strided} {self.filter}{backward}"
 
 
 def shape_of(fft_size: int) -> tuple[int, int]:
@@ -140,6 +160,25 @@ def _memory() -> Iterator[Cell]:
     yield Cell("memory", "causal", False, "bfloat16", 2, 65536, 1024, 1024, "raw")
     yield Cell("memory", "circular", False, "float16", 2, 8192, 16384, 16384, "raw")
     yield Cell("memory", "causal", False, "float32", 512, 768, 128, 128, "raw")
+    yield Cell("memory", "causal", True, "float16", 1, 8192, 16384, 16384, "raw", direction="backward")
+    yield Cell("memory", "causal", False, "bfloat16", 2, 65536, 1024, 1024, "raw", direction="backward")
+
+
+def _backward() -> Iterator[Cell]:
+    """Yield all gradients of the causal cells of the target table."""
+    for dtype in HALF_DTYPES:
+        for size in _CAUSAL_SIZES:
+            for gated in (False, True):
+                cell = cell_of("backward", "causal", size, gated=gated, dtype=dtype, filter="raw")
+                yield replace(cell, direction="backward")
+
+
+def _small() -> Iterator[Cell]:
+    """Yield gradients of a single batch, where no sum is shared, and of a single channel, where all rows are summed."""
+    for dtype in HALF_DTYPES:
+        cell = cell_of("small", "causal", 8192, gated=True, dtype=dtype, filter="raw")
+        for batch, channels in ((1, 768), (4096, 1)):
+            yield replace(cell, batch=batch, channels=channels, direction="backward")
 
 
 def _host() -> Iterator[Cell]:
@@ -154,6 +193,8 @@ SUITES = {
     "shapes": _shapes,
     "float32": _float32,
     "memory": _memory,
+    "backward": _backward,
+    "small": _small,
     "host": _host,
 }
 """The suites; all of them together are the suite "targets"."""

@@ -1,4 +1,4 @@
-"""The checks of ``fftconv verify``: each runs one case at one place and returns a finding."""
+"""The checks of ``fftconv verify`` on outputs: each runs one case at one place and returns a finding."""
 
 from __future__ import annotations
 
@@ -52,23 +52,23 @@ def accuracy(case: Case, place: Place) -> Finding:
     y64 = reference_of(case, inputs)
     with place.current():
         guarded = place.guarded(y64.shape, case.dtype, case.layout)
-        _convolve(case, _placed(case, inputs, place), out=guarded.out)
+        _convolve(case, placed(case, inputs, place), out=guarded.out)
         y, overwritten = guarded.read()
     agreement = numeric.compare(y, y64, case.dtype, fft_size=case.problem.fft_size)
     detail = f"{overwritten} elements beside the output overwritten" if overwritten else ""
     if not agreement.ok:
         where = "" if agreement.row is None else f" in row {agreement.row}"
         detail = ", ".join(filter(None, [f"error {agreement.error:.3g} > {agreement.bound:.3g}{where}", detail]))
-    return _finding("accuracy", case, place, agreement.error, agreement.bound, detail)
+    return finding("accuracy", case, place, agreement.error, agreement.bound, detail)
 
 
 def repeats(case: Case, place: Place) -> Finding:
     """Run a case ten times on the same arrays: all outputs must have the same bits."""
     with place.current():
-        arrays = _placed(case, make_inputs(case), place)
+        arrays = placed(case, make_inputs(case), place)
         results = [place.download(_convolve(case, arrays)) for _ in range(REPEATS)]
     different = sum(_bits(y) != _bits(results[0]) for y in results)
-    return _finding("repeats", case, place, different, 0)
+    return finding("repeats", case, place, different, 0)
 
 
 def confinement(case: Case, place: Place) -> Finding:
@@ -79,19 +79,19 @@ def confinement(case: Case, place: Place) -> Finding:
     u[1, 0, case.seqlen // 2] = np.nan
     u[-1, -1, 0] = np.inf
     with place.current():
-        y = place.download(_convolve(case, _placed(case, replace(inputs, u=u), place)))
+        y = place.download(_convolve(case, placed(case, replace(inputs, u=u), place)))
     clean = np.ones(y.shape[:2], dtype=bool)
     clean[1, 0] = clean[-1, -1] = False
     agreement = numeric.compare(y[clean], y64[clean], case.dtype, fft_size=case.problem.fft_size)
     detail = "" if agreement.ok else "a non-finite value of one row reached another"
-    return _finding("confinement", case, place, agreement.error, agreement.bound, detail)
+    return finding("confinement", case, place, agreement.error, agreement.bound, detail)
 
 
 def two_streams(case: Case, place: Place) -> Finding:
     """Run a case with other inputs on each of two streams at once: the same bits as one after the other."""
     other = replace(case, scaled=not case.scaled)
     with place.current():
-        arrays = [_placed(c, make_inputs(c), place) for c in (case, other)]
+        arrays = [placed(c, make_inputs(c), place) for c in (case, other)]
         alone = [_bits(place.download(_convolve(c, a))) for c, a in zip((case, other), arrays, strict=True)]
         streams = [place.xp.cuda.Stream(non_blocking=True) for _ in arrays]
         place.xp.cuda.get_current_stream().synchronize()
@@ -103,7 +103,7 @@ def two_streams(case: Case, place: Place) -> Finding:
         for stream in streams:
             stream.synchronize()
         different = sum(_bits(place.download(y)) != alone[number] for number, ys in enumerate(results) for y in ys)
-    return _finding("two streams", case, place, different, 0)
+    return finding("two streams", case, place, different, 0)
 
 
 def failed(check: str, case: Case, place: str, error: Exception) -> Finding:
@@ -112,11 +112,12 @@ def failed(check: str, case: Case, place: str, error: Exception) -> Finding:
     return Finding(check, place, case.mode, case.dtype, case.label, float("inf"), 0.0, detail)
 
 
-def _finding(check: str, case: Case, place: Place, error: float, bound: float, detail: str = "") -> Finding:
+def finding(check: str, case: Case, place: Place, error: float, bound: float, detail: str = "") -> Finding:
+    """Return what a check of a case found."""
     return Finding(check, place.name, case.mode, case.dtype, case.label, error, bound, detail)
 
 
-def _placed(case: Case, inputs: Inputs, place: Place) -> dict[str, Any]:
+def placed(case: Case, inputs: Inputs, place: Place) -> dict[str, Any]:
     """Return the arguments of `fftconv` at a place, in the case's layout."""
     k = place.lay_out(inputs.k, case.layout)
     if case.prepared:

@@ -12,32 +12,35 @@ from fftconv_cupy import numeric
 from fftconv_cupy.benchmarks import device_code
 from fftconv_cupy.benchmarks.cells import Cell
 from fftconv_cupy.dependencies import import_cupy
+from fftconv_cupy.problem import Gradients
 from fftconv_cupy.readers import NUMPY_DTYPES
-from fftconv_cupy.reference import fftconv_reference
+from fftconv_cupy.reference import fftconv_reference, fftconv_vjp_reference
 
 Array = NDArray[np.generic]
 
 _SAMPLED_CHANNELS = 4
+_SUMMED_POINTS = 1 << 20  # of spectra that are summed at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """CuPy arrays of a problem: u (B, H, L), k (H, K) float32, and gates or None."""
+    """CuPy arrays of a problem: u (B, H, L), k (H, K) float32, gates or None, and the output's gradient or None."""
 
     u: Any
     k: Any
     in_gate: Any
     out_gate: Any
+    dy: Any = None
 
     def to(self, framework: str) -> Data:
         """Return the same memory as arrays of ``"cupy"`` or ``"torch"``."""
         if framework == "cupy":
             return self
-        return Data(*(None if array is None else to_torch(array) for array in self.arrays))
+        return Data(*(None if array is None else to_torch(array) for array in (*self.arrays, self.dy)))
 
     @property
     def arrays(self) -> tuple[Any, Any, Any, Any]:
-        """The arrays in the order of the fields."""
+        """The arguments of a convolution in the order of the fields."""
         return self.u, self.k, self.in_gate, self.out_gate
 
 
@@ -58,6 +61,7 @@ def make_data(cell: Cell) -> Data:
         k=draw((cell.channels, cell.filter_len), "float32", 2, cell.filter_len**-0.5),
         in_gate=draw((*rows, cell.seqlen), dtype, 3) if cell.gated else None,
         out_gate=draw((*rows, cell.problem.out_len), dtype, 4) if cell.gated else None,
+        dy=draw((*rows, cell.problem.out_len), dtype, 5) if cell.is_backward else None,
     )
 
 
@@ -71,7 +75,7 @@ def to_torch(array: Any) -> Any:
 
 
 class Sample:
-    """A few rows of a problem and their float64 result."""
+    """A few rows of a problem and their float64 results: outputs, or gradients."""
 
     def __init__(self, cell: Cell, data: Data) -> None:
         """Take rows of the first and the last batch, and compute them."""
@@ -79,20 +83,67 @@ class Sample:
         self._channels = sorted(
             {round(i * (cell.channels - 1) / (_SAMPLED_CHANNELS - 1)) for i in range(_SAMPLED_CHANNELS)}
         )
-        self._y64 = fftconv_reference(
-            self._rows(data.u),
-            np.stack([_host(data.k[channel]) for channel in self._channels]),
-            mode=cell.mode,
-            in_gate=None if data.in_gate is None else self._rows(data.in_gate),
-            out_gate=None if data.out_gate is None else self._rows(data.out_gate),
-        )
+        u, in_gate, out_gate = map(self._rows, (data.u, data.in_gate, data.out_gate))
+        k = np.stack([_host(data.k[channel]) for channel in self._channels])
+        gates = {"in_gate": in_gate, "out_gate": out_gate}
+        if not cell.is_backward:
+            self._y64 = fftconv_reference(u, k, mode=cell.mode, **gates)
+            return
+        self._grads64 = fftconv_vjp_reference(self._rows(data.dy), u, k, mode=cell.mode, **gates)
+        self._dk64 = filter_gradient(cell, data, self._channels[-1])
 
-    def error(self, y: Any) -> float:
-        """Return the relative error of a result, a CuPy array or a torch tensor, on the sampled rows."""
-        return numeric.relative_error(self._rows(y), self._y64)
+    def error(self, result: Any) -> float:
+        """Return the relative error of a result on the sampled rows.
 
-    def _rows(self, array: Any) -> Array:
+        Args:
+            result: the output, a CuPy array or a torch tensor; or gradients of such. Of those the largest error counts,
+                that of the filter on one channel, which is summed over the whole batch.
+        """
+        if not isinstance(result, Gradients):
+            return numeric.relative_error(self._rows(result), self._y64)
+        errors = [numeric.relative_error(_host(result.k[self._channels[-1]]), self._dk64)]
+        for grad, grad64 in zip(
+            (result.u, result.in_gate, result.out_gate),
+            (self._grads64.u, self._grads64.in_gate, self._grads64.out_gate),
+            strict=True,
+        ):
+            if grad64 is not None:
+                errors.append(numeric.relative_error(self._rows(grad), grad64))
+        return max(errors)
+
+    def _rows(self, array: Any) -> Any:
+        if array is None:
+            return None
         return np.stack([np.stack([_host(array[b, h]) for h in self._channels]) for b in self._batches])
+
+
+def filter_gradient(cell: Cell, data: Data, channel: int) -> NDArray[np.float64]:
+    """Return the float64 gradient of one channel's filter, (K,), for which the whole batch is read.
+
+    Spectra are summed over the batch and transformed back once, so that thousands of rows take seconds.
+    """
+    problem = cell.problem
+    first = (problem.filter_len - 1) // 2 if cell.mode == "same" else 0  # point of the convolution that is output 0
+    size = problem.fft_size
+    if cell.mode != "circular":
+        size = 1 << (problem.seqlen + problem.out_len + problem.filter_len).bit_length()
+    total = np.zeros(size // 2 + 1, np.complex128)
+    step = max(1, _SUMMED_POINTS // size)
+    for start in range(0, cell.batch, step):
+        batches = range(start, min(start + step, cell.batch))
+        x, g = (
+            np.fft.rfft(_gated_rows(array, gate, batches, channel), size)
+            for array, gate in ((data.u, data.in_gate), (data.dy, data.out_gate))
+        )
+        total += (x.conj() * g).sum(axis=0)
+    lags: NDArray[np.float64] = np.fft.irfft(total, size)[(np.arange(problem.filter_len) - first) % size]
+    return lags
+
+
+def _gated_rows(array: Any, gate: Any, batches: range, channel: int) -> NDArray[np.float64]:
+    # Row by row: a row is contiguous, so no kernel of CuPy's is needed to copy it.
+    rows = np.stack([_host(array[batch, channel]) for batch in batches]).astype(np.float64)
+    return rows if gate is None else rows * _gated_rows(gate, None, batches, channel)
 
 
 def _host(row: Any) -> Array:

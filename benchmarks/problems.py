@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.errors import UnsupportedProblemError
 from fftconv_cupy.plan import block_config, max_points
-from fftconv_cupy.problem import CPU_DTYPES, DTYPES, MODES, Problem, make_problem
+from fftconv_cupy.problem import CPU_DTYPES, DTYPES, MODES, Gradients, Problem, Wanted, make_problem
 from fftconv_cupy.readers import NUMPY_DTYPES
-from fftconv_cupy.reference import fftconv_reference
+from fftconv_cupy.reference import fftconv_reference, fftconv_vjp_reference
 
 Array = NDArray[np.generic]
 
@@ -57,6 +57,7 @@ class Case:
         prepared: the filter goes through `prepare_filter`.
         layout: one of `LAYOUTS`.
         scaled: the rows of u differ in scale by powers of two.
+        wrt: the arguments whose gradients are asked for, where it is gradients that are checked; None for all.
     """
 
     mode: str
@@ -74,6 +75,7 @@ class Case:
     prepared: bool = False
     layout: str = "packed"
     scaled: bool = False
+    wrt: tuple[str, ...] | None = None
 
     @property
     def problem(self) -> Problem:
@@ -95,6 +97,23 @@ class Case:
         )
 
     @property
+    def given(self) -> tuple[str, ...]:
+        """The arguments that there are gradients of: a prepared filter has none."""
+        there = Gradients(True, not self.prepared, self.in_gate, self.out_gate, self.skip_dtype is not None)
+        return tuple(name for name, is_given in there._asdict().items() if is_given)
+
+    @property
+    def wanted(self) -> Wanted:
+        """The gradients that are asked for."""
+        names = self.given if self.wrt is None else self.wrt
+        return Wanted(*(name in names for name in Wanted._fields))
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether rows have even lengths and start at even elements, once a gapped array is copied."""
+        return (self.seqlen | self.problem.out_len) % 2 == 0 and self.layout != "strided"
+
+    @property
     def label(self) -> str:
         """The configuration on one line, as failures name it."""
         words = [f"{self.mode} {self.dtype} N={self.problem.fft_size} L={self.seqlen} K={self.filter_len}"]
@@ -107,6 +126,7 @@ class Case:
             "prepared": self.prepared,
             self.layout: self.layout != "packed",
             "scaled": self.scaled,
+            f"wrt={','.join(self.wrt or ())}": self.wrt is not None,
         }
         return " ".join(words + [name for name, on in flags.items() if on])
 
@@ -127,8 +147,7 @@ def make_inputs(case: Case) -> Inputs:
 
     Taps are white with a sum of squares of 1, not decaying: each counts, and outputs are of the order of the inputs.
     """
-    seed = int.from_bytes(hashlib.sha256(case.label.encode()).digest()[:8], "little")
-    rng = np.random.default_rng(seed)
+    rng = _generator(case.label)
     problem = case.problem
 
     def draw(shape: tuple[int, ...], dtype: str, scale: float = 1.0) -> Array:
@@ -156,6 +175,14 @@ def make_inputs(case: Case) -> Inputs:
     )
 
 
+def make_output_gradient(case: Case) -> Array:
+    """Draw the gradient of a case's output, (B, H, outputs): of a scale at which sums over a channel are of order 1."""
+    shape = (case.batch, case.channels, case.problem.out_len)
+    rows = (1, *shape[1:]) if case.layout == "broadcast" else shape
+    values = _generator(f"dy of {case.label}").standard_normal(rows) * max(1, case.batch * case.seqlen) ** -0.5
+    return np.broadcast_to(values.astype(NUMPY_DTYPES[case.dtype]), shape)
+
+
 def reference_of(case: Case, inputs: Inputs) -> NDArray[np.float64]:
     """Return the float64 result of a case, (B, H, outputs)."""
     return fftconv_reference(
@@ -167,6 +194,21 @@ def reference_of(case: Case, inputs: Inputs) -> NDArray[np.float64]:
         out_gate=inputs.out_gate,
         skip=inputs.skip,
     )
+
+
+def gradients_of(case: Case, inputs: Inputs, dy: Array) -> Gradients:
+    """Return the float64 gradients that a case asks for, None for the rest."""
+    grads = fftconv_vjp_reference(
+        dy,
+        inputs.u,
+        inputs.k,
+        mode=case.mode,
+        fft_size=case.fft_size,
+        in_gate=inputs.in_gate,
+        out_gate=inputs.out_gate,
+        skip=inputs.skip,
+    )
+    return Gradients(*(grad if is_wanted else None for grad, is_wanted in zip(grads, case.wanted, strict=True)))
 
 
 def verify_cases(level: str, dtypes: Iterable[str], limits: ArchLimits) -> list[Case]:
@@ -261,3 +303,16 @@ def fits(case: Case, limits: ArchLimits) -> bool:
     except UnsupportedProblemError:
         return False
     return True
+
+
+def gradient_points(case: Case, limits: ArchLimits) -> int | None:
+    """Return the complex points of the transform that the GPU computes gradients of a case with; None: it cannot."""
+    try:
+        return block_config(case.problem, limits, can_pair=False)[1].points
+    except UnsupportedProblemError:
+        return None
+
+
+def _generator(name: str) -> np.random.Generator:
+    """Return a generator whose seed is a name."""
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little"))

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import fftconv_cupy
+from fftconv_cupy.arrays import current_device
 from fftconv_cupy.benchmarks.baselines import IMPLEMENTATIONS, OURS, Implementation
 from fftconv_cupy.benchmarks.cells import Cell
 from fftconv_cupy.benchmarks.data import Data, Sample, make_data
 from fftconv_cupy.benchmarks.timing import Timing
+from fftconv_cupy.launch import device_limits
+from fftconv_cupy.vjp_plan import make_vjp_plan
 
 _SPARE_RUNS = 2  # tried in place of void ones
 
@@ -138,7 +141,7 @@ class Session:
         return {
             "suite": "strided" if cell.strided else cell.suite,
             "impl": name,
-            "direction": "forward",
+            "direction": cell.direction,
             "mode": cell.mode,
             "gated": cell.gated,
             "precision": "highest",
@@ -165,6 +168,8 @@ def _launches(cell: Cell, implementation: Implementation) -> int | None:
     """Return the kernels that a call of ours launches; what others launch is not known."""
     if implementation.name != OURS:
         return None
+    if cell.is_backward:
+        return make_vjp_plan(cell.problem, cell.wanted, device_limits(current_device())).launches
     planned = fftconv_cupy.plan(
         cell.batch,
         cell.channels,

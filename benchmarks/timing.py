@@ -76,7 +76,7 @@ class GpuClock:
         return 2 * COPY_BYTES / ms / 1e6
 
     def extra_mib(self, call: Call, framework: str) -> float:
-        """Return the peak memory that a call takes above its inputs and its output, in MiB."""
+        """Return the peak memory that a call takes above its inputs and what it returns, arrays or one, in MiB."""
         self.synchronize()
         if framework == "torch":
             import torch
@@ -91,7 +91,8 @@ class GpuClock:
                 result = call()
             peak = hook.peak
         self.synchronize()
-        return max(0.0, float(peak - result.nbytes) / MIB)
+        returned = result if isinstance(result, tuple) else (result,)
+        return max(0.0, float(peak - sum(array.nbytes for array in returned if array is not None)) / MIB)
 
     def host_ms(self, call: Call) -> float:
         """Return the time that Python spends in a call, in milliseconds; the GPU works meanwhile, unawaited."""

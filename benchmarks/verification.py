@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fftconv_cupy import compile
 from fftconv_cupy.archs import ArchLimits, arch_limits
-from fftconv_cupy.benchmarks import checks
+from fftconv_cupy.benchmarks import checks, gradient_checks
 from fftconv_cupy.benchmarks.checks import Finding
 from fftconv_cupy.benchmarks.places import Place
-from fftconv_cupy.benchmarks.problems import Case, fits, verify_cases
-from fftconv_cupy.plan import make_plan
+from fftconv_cupy.benchmarks.problems import Case, fits, gradient_points, verify_cases
+from fftconv_cupy.plan import make_plan, transform_of
 from fftconv_cupy.problem import MODES
 from fftconv_cupy.source import KernelSpec
+from fftconv_cupy.vjp_plan import make_vjp_plan
 
 _EVERY = {"quick": 16, "normal": 12, "full": 24}  # every n-th case is also repeated
 _CONFINEMENT_LENGTHS = {"quick": (2048,), "normal": (64, 1000, 2048, 8192), "full": (64, 1000, 2048, 8192, 16384)}
+_GRADIENTS_EVERY = {"quick": 4, "normal": 3, "full": 6}  # of the cases of a transform size, one in n; kernels compile
+_ALONE_EVERY = 4  # of these, one in n asks for a single gradient
 _MOST_THREADS = 16
 
 Check = Callable[[Case, Place], Finding]
@@ -31,6 +35,25 @@ class Job:
 
     check: Check
     case: Case
+
+    @property
+    def is_of_gradients(self) -> bool:
+        """Whether gradients are checked, not outputs."""
+        return self.check in gradient_checks.CHECKS
+
+    def fits(self, limits: ArchLimits) -> bool:
+        """Whether a GPU can compute what is checked."""
+        return fits(self.case, limits) and (not self.is_of_gradients or gradient_points(self.case, limits) is not None)
+
+    def specs(self, limits: ArchLimits) -> list[KernelSpec]:
+        """Return the kernels that a GPU computes it with."""
+        case = self.case
+        if self.is_of_gradients:
+            return [
+                spec for spec, *_ in make_vjp_plan(case.problem, case.wanted, limits, is_vector=case.is_vector).kernels
+            ]
+        made = make_plan(case.problem, limits, is_vector=case.is_vector)
+        return [made.forward, made.filter]
 
     def run(self, place: Place) -> Finding:
         """Run the check; an exception is a finding too."""
@@ -53,16 +76,22 @@ def jobs_for(level: str, dtypes: Iterable[str], place: Place, limits: ArchLimits
     cases = verify_cases(level, dtypes, limits)
     jobs = [Job(checks.accuracy, case) for case in cases]
     jobs += [Job(checks.repeats, case) for case in cases[:: _EVERY[level]]]
-    special = [
-        (checks.confinement, Case(mode, dtype, seqlen, seqlen, batch=5, channels=2))
-        for mode, dtype, seqlen in itertools.product(MODES, dtypes, _CONFINEMENT_LENGTHS[level])
-    ]
+    with_gradients = _gradient_cases(level, cases, limits)
+    jobs += [Job(gradient_checks.gradients, case) for case in with_gradients]
+    jobs += [Job(gradient_checks.gradient_repeats, case) for case in with_gradients[:: _EVERY[level]]]
+    special = []
+    for mode, dtype, seqlen in itertools.product(MODES, dtypes, _CONFINEMENT_LENGTHS[level]):
+        case = Case(mode, dtype, seqlen, seqlen, batch=5, channels=2)
+        special.append(Job(checks.confinement, case))
+        # One channel more, without a value that is not finite: its sums must stay right.
+        case = replace(case, channels=3, in_gate=True, out_gate=True, skip_dtype="float32")
+        special.append(Job(gradient_checks.gradient_confinement, case))
     if place.is_gpu:
         special += [
-            (checks.two_streams, Case(mode, dtype, seqlen, seqlen, batch=8, channels=16))
+            Job(checks.two_streams, Case(mode, dtype, seqlen, seqlen, batch=8, channels=16))
             for mode, dtype, seqlen in itertools.product(("causal", "circular"), dtypes, (512, 8192))
         ]
-    return jobs + [Job(check, case) for check, case in special if fits(case, limits)]
+    return jobs + [job for job in special if job.fits(limits)]
 
 
 def run(jobs: list[Job], place: Place) -> Iterator[Finding]:
@@ -80,9 +109,8 @@ def specs_for(jobs: Iterable[Job], arch: str) -> list[KernelSpec]:
     limits = arch_limits(arch)
     specs: dict[KernelSpec, None] = {}
     for job in jobs:
-        if job.case.batch and fits(job.case, limits):
-            made = make_plan(job.case.problem, limits)
-            specs |= {made.forward: None, made.filter: None}
+        if job.case.batch and job.fits(limits):
+            specs |= dict.fromkeys(job.specs(limits))
     return list(specs)
 
 
@@ -101,3 +129,27 @@ def compile_all(specs: list[KernelSpec], arch: str) -> Iterator[Finding]:
 
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         yield from pool.map(one, specs)
+
+
+def _gradient_cases(level: str, cases: Iterable[Case], limits: ArchLimits) -> list[Case]:
+    """Draw the cases whose gradients are checked: a share of those of each transform size, so that none is left out."""
+    draw = random.Random("gradients of fftconv verify")
+    by_points: dict[int, list[Case]] = {}
+    for case in cases:
+        points = gradient_points(case, limits)
+        if points is not None:
+            by_points.setdefault(points, []).append(case)
+    drawn = [
+        _with_taps(case)
+        for members in by_points.values()
+        for case in draw.sample(members, -(-len(members) // _GRADIENTS_EVERY[level]))
+    ]
+    return [
+        replace(case, wrt=(draw.choice(case.given),)) if draw.randrange(_ALONE_EVERY) == 0 else case for case in drawn
+    ]
+
+
+def _with_taps(case: Case) -> Case:
+    """Return a case that gradients are computed for: not from a filter that is prepared for pairs of rows."""
+    is_paired = transform_of(case.problem)[0] == "paired"
+    return replace(case, prepared=False) if is_paired else case

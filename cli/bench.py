@@ -14,12 +14,14 @@ import click
 import fftconv_cupy
 from fftconv_cupy.benchmarks import environment, targets
 from fftconv_cupy.benchmarks.baselines import IMPLEMENTATIONS, OURS
-from fftconv_cupy.benchmarks.cells import FILTERS, SUITES, Cell, cells_of, shape_of
+from fftconv_cupy.benchmarks.cells import DIRECTIONS, FILTERS, SUITES, Cell, cells_of, shape_of
 from fftconv_cupy.benchmarks.run import Record, Session
 from fftconv_cupy.benchmarks.timing import BURST_MS, COPY_BYTES, IDLE_MS, GpuClock
 from fftconv_cupy.cli import options
 from fftconv_cupy.dependencies import import_cupy
-from fftconv_cupy.problem import DTYPES, MODES, resolve_fft_size
+from fftconv_cupy.launch import warm as warm_forward
+from fftconv_cupy.launch_vjp import warm_vjp
+from fftconv_cupy.problem import DTYPES, MODES, Problem, Wanted, resolve_fft_size
 
 _SIZES = (256, 1024, 4096, 8192, 16384, 32768)
 _BASES = ("torch.fft rfft", "cupyx rfft")  # what speed-ups are relative to: the first that was timed
@@ -35,7 +37,14 @@ _NAMES = [implementation.name for implementation in IMPLEMENTATIONS]
 @click.option("--channels", type=click.IntRange(min=1), help="H.  [default: 768]")
 @click.option("--mode", "modes", type=click.Choice(MODES), multiple=True, help="May be repeated.  [default: causal]")
 @click.option("--gates", type=click.Choice(["none", "both", "all"]), default="all", show_default=True)
-@click.option("--filter", "filters", type=click.Choice(FILTERS), multiple=True, help="[default: both]")
+@click.option("--filter", "filters", type=click.Choice(FILTERS), multiple=True, help="[default: both; backward raw]")
+@click.option(
+    "--direction",
+    type=click.Choice([*DIRECTIONS, "all"]),
+    default="forward",
+    show_default=True,
+    help="Backward: all gradients.",
+)
 @options.dtypes(DTYPES, default="float16")
 @click.option("--framework", type=click.Choice(["cupy", "torch"]), default="cupy", show_default=True)
 @click.option("--impl", "names", type=click.Choice(_NAMES), multiple=True, help="[default: all that are installed]")
@@ -49,8 +58,9 @@ def bench(ctx: click.Context, /, **given: Any) -> None:
     """Time convolutions on a GPU: ours, the rfft way of torch and CuPy, FlashFFTConv and subquadratic-ops.
 
     What is not installed is left out. Times are medians between CUDA events with L2 flushed, scaled to
-    B x H = 64 x 768; the floor is the time that copying the inputs and the output would take, at the bandwidth of a
-    copy of 2 GiB in the same run. Without --fft-size or --seqlen, N is 256 to 32768.
+    B x H = 64 x 768; the floor is the time that reading the inputs and writing the output would take, at the bandwidth
+    of a copy of 2 GiB in the same run. Backward, the gradient of the output is one of the inputs, and the gradients of
+    u and the gates are the outputs. Without --fft-size or --seqlen, N is 256 to 32768.
     """
     if given["check_path"]:
         records = json.loads(given["check_path"].read_text())["records"]
@@ -77,16 +87,22 @@ def chosen_cells(given: dict[str, Any]) -> list[Cell]:
         if size < 2 or size & (size - 1):
             raise click.BadParameter(f"{size} is no power of two from 2 on", param_hint="--fft-size")
     gates = {"none": (False,), "both": (True,), "all": (False, True)}[given["gates"]]
+    directions = DIRECTIONS if given["direction"] == "all" else (given["direction"],)
+    filters = given["filters"] or FILTERS
+    if "backward" in directions and "raw" not in filters:
+        raise click.BadParameter("gradients are timed with a raw filter", param_hint="--filter")
     cells = []
     for mode in given["modes"] or ("causal",):
         seqlens = [*given["seqlens"], *(size if mode == "circular" else size // 2 for size in sizes)]
-        for seqlen, dtype, gated, filter in itertools.product(
-            seqlens, given["dtypes"] or ("float16",), gates, given["filters"] or FILTERS
+        for seqlen, dtype, gated, filter, direction in itertools.product(
+            seqlens, given["dtypes"] or ("float16",), gates, filters, directions
         ):
+            if direction == "backward" and filter != "raw":
+                continue
             batch, channels = shape_of(resolve_fft_size(mode, seqlen, seqlen, None))
-            batch, channels = given["batch"] or batch, given["channels"] or channels
-            framework = given["framework"]
-            cells.append(Cell("custom", mode, gated, dtype, batch, channels, seqlen, seqlen, filter, framework))
+            rows = given["batch"] or batch, given["channels"] or channels
+            shape = (*rows, seqlen, seqlen, filter)
+            cells.append(Cell("custom", mode, gated, dtype, *shape, given["framework"], direction=direction))
     return cells
 
 
@@ -139,22 +155,20 @@ def _measured(given: dict[str, Any], session: Session, runs: int) -> dict[str, A
 
 def _warm(cells: Iterable[Cell], ordinal: int) -> None:
     """Compile and load the kernels of all cells, several at a time."""
-    problems = {
-        (cell.batch, cell.channels, cell.seqlen, cell.filter_len, cell.mode, cell.dtype, cell.gated) for cell in cells
-    }
+    problems = dict.fromkeys((cell.problem, cell.wanted) for cell in cells)
 
-    def warm(problem: tuple[int, int, int, int, str, str, bool]) -> None:
-        batch, channels, seqlen, filter_len, mode, dtype, gated = problem
+    def warm(problem: Problem, wanted: Wanted) -> None:
         with import_cupy().cuda.Device(ordinal):
             try:
-                fftconv_cupy.warmup(
-                    batch, channels, seqlen, filter_len, mode=mode, dtype=dtype, in_gate=gated, out_gate=gated
-                )
+                if any(wanted):
+                    warm_vjp(problem, wanted)
+                else:
+                    warm_forward(problem)
             except fftconv_cupy.UnsupportedProblemError:
                 return  # noted when the cell is timed
 
     with ThreadPoolExecutor(_COMPILE_THREADS) as pool:
-        done = pool.map(warm, sorted(problems))
+        done = pool.map(lambda key: warm(*key), problems)
         with click.progressbar(done, length=len(problems), label="compiling", show_pos=True) as steps:
             for _ in steps:
                 pass
@@ -166,7 +180,10 @@ def _table(records: Sequence[Record]) -> str:
     for record in records:
         base = _base_of(records, record)
         speed_up = f"{base['ms'] / record['ms']:.2f}" if base else "-"
-        name = f"{record['suite']} {record['mode']} {'gated' if record['gated'] else 'plain'} {record['dtype']}"
+        suite = "" if record["suite"] == record["direction"] else f"{record['suite']} "
+        direction = "backward " if record["direction"] == "backward" else ""
+        gates = "gated" if record["gated"] else "plain"
+        name = f"{suite}{direction}{record['mode']} {gates} {record['dtype']}"
         rows.append(
             (
                 f"{name} {record['filter']} {record['impl']}",
@@ -183,7 +200,7 @@ def _table(records: Sequence[Record]) -> str:
 
 
 def _base_of(records: Sequence[Record], record: Record) -> Record | None:
-    same = ("suite", "mode", "gated", "dtype", "fft_size", "batch", "channels", "seqlen", "filter_len")
+    same = ("suite", "direction", "mode", "gated", "dtype", "fft_size", "batch", "channels", "seqlen", "filter_len")
     for name in _BASES:
         for other in records:
             if other["impl"] == name and all(other[key] == record[key] for key in same):

@@ -49,8 +49,8 @@ def verify(
 ) -> None:
     """Check this machine: every result against float64, on every GPU, or on the CPU where there is none.
 
-    Sizes, modes, dtypes, gates and odd shapes are compared with float64; outputs lie between guards that must stay
-    untouched; repeated and concurrent calls must give the same bits; a NaN must stay in its row.
+    Sizes, modes, dtypes, gates and odd shapes are compared with float64, outputs and gradients; outputs lie between
+    guards that must stay untouched; repeated and concurrent calls must give the same bits; a NaN must stay in its row.
 
     Exits with 0 when all checks passed, with 1 when one failed.
     """

@@ -9,60 +9,116 @@ has its own bounds and starts uninitialised.
 from __future__ import annotations
 
 import sys
+from typing import Any, NamedTuple
 
 import cupy
 import numpy as np
 
-from fftconv_cupy import fftconv, prepare_filter
-from fftconv_cupy.numeric import relative_error
-from fftconv_cupy.reference import fftconv_reference
+from fftconv_cupy import fftconv, fftconv_vjp, prepare_filter
+from fftconv_cupy.numeric import compare, compare_sum, relative_error
+from fftconv_cupy.reference import fftconv_reference, fftconv_vjp_reference
 
 BATCH, CHANNELS = 3, 2
 # Rows that fill a transform (prefetched where that pays), and rows that end inside it at an odd address.
 LENGTHS = (128, 255, 256, 509, 512, 1000, 1024, 2048, 3001, 4096, 8191, 8192, 16383, 16384)
 
 
-def cases() -> list[tuple[str, int, int, str, bool]]:
-    """Return (mode, seqlen, filter_len, dtype, with gates and skip)."""
+class Case(NamedTuple):
+    """One convolution of the slice; `extras` are both gates and skip."""
+
+    mode: str
+    seqlen: int
+    filter_len: int
+    dtype: str
+    extras: bool
+    shared_filter: bool = False
+
+    @property
+    def out_len(self) -> int:
+        return self.seqlen + self.filter_len - 1 if self.mode == "full" else self.seqlen
+
+
+def cases() -> list[Case]:
+    """Return the convolutions whose outputs are checked."""
     found = []
     for index, seqlen in enumerate(LENGTHS):
         for mode in ("causal", "circular"):
-            found.append((mode, seqlen, seqlen, ("float16", "float32")[index % 2], index % 4 < 2))
+            found.append(Case(mode, seqlen, seqlen, ("float16", "float32")[index % 2], index % 4 < 2))
         if seqlen <= 8192:  # more outputs than points of the transform
-            found.append(("full", seqlen, seqlen // 3 + 1, "float16", index % 4 >= 2))
-            found.append(("same", seqlen, seqlen + 5, "float32", False))
+            found.append(Case("full", seqlen, seqlen // 3 + 1, "float16", index % 4 >= 2))
+            found.append(Case("same", seqlen, seqlen + 5, "float32", False))
     return found
+
+
+def gradient_cases() -> list[Case]:
+    """Return the convolutions whose gradients are checked; that of a shared filter is summed by a kernel of its own."""
+    found = []
+    for index, seqlen in enumerate(LENGTHS):
+        dtype, other = ("float16", "float32") if index % 2 else ("float32", "float16")
+        found.append(Case("causal", seqlen, seqlen, dtype, index % 4 < 2))
+        found.append(Case("circular", seqlen, seqlen, other, index % 4 >= 2, shared_filter=index % 3 == 0))
+    return found
+
+
+def draw(case: Case, generator: np.random.Generator) -> dict[str, Any]:
+    """Return NumPy arrays by the names of their arguments."""
+    outputs = (BATCH, CHANNELS, case.out_len)
+    u = generator.standard_normal((BATCH, CHANNELS, case.seqlen)).astype(case.dtype)
+    taps = (case.filter_len,) if case.shared_filter else (CHANNELS, case.filter_len)
+    arrays = {"u": u, "k": generator.standard_normal(taps).astype(np.float32)}
+    if case.extras:
+        arrays["in_gate"] = generator.standard_normal(u.shape).astype(case.dtype)
+        arrays["out_gate"] = generator.standard_normal(outputs).astype(case.dtype)
+        arrays["skip"] = generator.standard_normal(CHANNELS).astype(np.float32)
+    return arrays
+
+
+def check_outputs(case: Case, generator: np.random.Generator) -> list[str]:
+    """Convolve with the taps and with a prepared filter; return what is wrong."""
+    arrays = draw(case, generator)
+    if case.mode == "circular":
+        arrays["u"][0, 0] = 0  # a row without a norm: its pair is convolved row by row
+    expected = fftconv_reference(**arrays, mode=case.mode)
+    on_gpu = {name: cupy.asarray(array) for name, array in arrays.items()}
+    taps = on_gpu.pop("k")
+    wrong = []
+    for filt in (taps, prepare_filter(taps, seqlen=case.seqlen, mode=case.mode)):
+        error = relative_error(cupy.asnumpy(fftconv(k=filt, **on_gpu, mode=case.mode)), expected)
+        if not error < (1e-6 if case.dtype == "float32" else 5e-4):
+            wrong.append(f"{case}: {error:.2e}")
+    return wrong
+
+
+def check_gradients(case: Case, generator: np.random.Generator) -> list[str]:
+    """Compute all gradients; return what is wrong."""
+    arrays = draw(case, generator)
+    # So small that gradients stay within float16.
+    dy = (generator.standard_normal((BATCH, CHANNELS, case.out_len)) / case.seqlen**0.5).astype(case.dtype)
+    expected = fftconv_vjp_reference(dy, **arrays, mode=case.mode)
+    on_gpu = {name: cupy.asarray(array) for name, array in arrays.items()}
+    grads = fftconv_vjp(cupy.asarray(dy), **on_gpu, mode=case.mode)
+    wrong = []
+    for name in arrays:
+        grad, grad64 = cupy.asnumpy(getattr(grads, name)), getattr(expected, name)
+        found = (compare_sum if name in ("k", "skip") else compare)(grad, grad64, str(grad.dtype))
+        if not found.ok:
+            wrong.append(f"{case}, gradient of {name}: {found.error:.2e}")
+    return wrong
 
 
 def main() -> int:
     """Run the slice; return the number of wrong results."""
     cupy.cuda.set_allocator(None)
     generator = np.random.default_rng(0)
-    wrong = 0
-    for mode, seqlen, filter_len, dtype, has_extras in cases():
-        out_len = seqlen + filter_len - 1 if mode == "full" else seqlen
-        u = generator.standard_normal((BATCH, CHANNELS, seqlen)).astype(dtype)
-        if mode == "circular":
-            u[0, 0] = 0  # a row without a norm: its pair is convolved row by row
-        k = generator.standard_normal((CHANNELS, filter_len)).astype(np.float32)
-        extras = {}
-        if has_extras:
-            extras = {
-                "in_gate": generator.standard_normal(u.shape).astype(dtype),
-                "out_gate": generator.standard_normal((BATCH, CHANNELS, out_len)).astype(dtype),
-                "skip": generator.standard_normal(CHANNELS).astype(np.float32),
-            }
-        expected = fftconv_reference(u, k, mode=mode, **extras)
-        on_gpu = {name: cupy.asarray(value) for name, value in extras.items()}
-        filters = (cupy.asarray(k), prepare_filter(cupy.asarray(k), seqlen=seqlen, mode=mode))
-        for filt in filters:
-            y = cupy.asnumpy(fftconv(cupy.asarray(u), filt, mode=mode, **on_gpu))
-            error = relative_error(y, expected)
-            if not error < (1e-6 if dtype == "float32" else 5e-4):
-                wrong += 1
-                print(f"WRONG {mode} L={seqlen} K={filter_len} {dtype} extras={has_extras}: {error:.2e}")
-    print(f"{2 * len(cases())} calls, {wrong} wrong")
-    return wrong
+    wrong = []
+    for case in cases():
+        wrong += check_outputs(case, generator)
+    for case in gradient_cases():
+        wrong += check_gradients(case, generator)
+    for line in wrong:
+        print("WRONG", line)
+    print(f"{2 * len(cases())} calls, {len(gradient_cases())} of gradients, {len(wrong)} wrong")
+    return len(wrong)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``fftconv bench`` without a GPU: cells, records and their schema, void runs, the check against the targets."""
+"""``fftconv bench`` without a GPU: records and their schema, void runs, what is timed, the command."""
 
 from __future__ import annotations
 
@@ -9,83 +9,23 @@ from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
+import bench_session
 import numpy as np
 import pytest
+from bench_session import H100_COPY, RECORD_KEYS, FakeClock, FakeSample, judged, on_target, session
 from click.testing import CliRunner
 
 import fftconv_cupy
-from fftconv_cupy.benchmarks import baselines, cells, device_code, environment, run, targets
+from fftconv_cupy.benchmarks import baselines, device_code, environment
 from fftconv_cupy.benchmarks.baselines import OURS, Implementation
 from fftconv_cupy.benchmarks.cells import Cell, cell_of, cells_of
 from fftconv_cupy.benchmarks.data import Data, Sample
 from fftconv_cupy.benchmarks.run import Session
-from fftconv_cupy.benchmarks.timing import Timing
 from fftconv_cupy.cli import main
 from fftconv_cupy.dependencies import import_nvrtc
 from fftconv_cupy.readers import NUMPY_DTYPES
 
-RECORD_KEYS = [
-    *("suite", "impl", "direction", "mode", "gated", "precision", "dtype", "filter", "framework"),
-    *("fft_size", "batch", "channels", "seqlen", "filter_len", "ms", "floor_ms", "scale"),
-    *("error", "extra_mib", "burst_ms", "l2_flushed", "launches"),
-]
-H100_COPY = 3020.0
-
-
-class FakeClock:
-    """A clock whose times are what a call returns, in ms scaled to B x H = 64 x 768."""
-
-    l2_flushed = True
-
-    def __init__(self, copies=()):
-        self.copies = list(copies)
-
-    def time(self, call):
-        return Timing(call(), 120.0)
-
-    def copy_gb_per_s(self):
-        return self.copies.pop(0) if self.copies else H100_COPY
-
-    def extra_mib(self, call, framework):
-        return 12.5
-
-    def host_ms(self, call):
-        return 0.015
-
-
-class FakeSample:
-    """Rows that any result agrees with."""
-
-    def __init__(self, cell, data):
-        pass
-
-    def error(self, result):
-        return 2e-4
-
-
-def session(ms_of, **options):
-    """Return a session in which ours takes ``ms_of(cell)``, unscaled."""
-    ours = Implementation(OURS, None, lambda cell: True, lambda cell, data: lambda: ms_of(cell))
-    nothing = Data(None, None, None, None)
-    options = {"implementations": [ours], "draw": lambda cell: nothing, "judge": FakeSample} | options
-    return Session(options.pop("clock", FakeClock()), **options)
-
-
-def on_target(cell):
-    """Return a time that meets every target of a cell."""
-    size = cell.problem.fft_size
-    figure = targets.figure_ms("causal" if cell.mode != "circular" else "circular", cell.gated, size)
-    if cell.mode == "circular" and not cell.gated:
-        figure = targets.figure_ms("circular", True, size) / 2
-    raw = 1.07 if cell.filter == "raw" else 1.0
-    wide = 1.3 if cell.dtype == "float32" else 1.0
-    return figure * raw * wide / cell.scale if figure else 1.0
-
-
-@pytest.fixture
-def launches(monkeypatch):
-    """Count one launch for ours, which otherwise asks for the plan of the GPU at hand."""
-    monkeypatch.setattr(run, "_launches", lambda cell, implementation: 1)
+launches = bench_session.launches
 
 
 @pytest.mark.usefixtures("launches")
@@ -158,74 +98,6 @@ def test_an_error_of_our_own_is_a_failure():
     assert "illegal address" in timed.notes[0]
 
 
-def judged(ms_of, **options):
-    timed = session(ms_of, **options)
-    list(timed.run(cells_of("targets"), 1))
-    return timed.records(), targets.check(timed.records())
-
-
-@pytest.mark.usefixtures("launches")
-def test_every_target_has_a_cell():
-    records, verdicts = judged(on_target)
-    assert len(records) == len(set(cells_of("targets")))
-    assert all(verdict.is_met for verdict in verdicts), [v for v in verdicts if not v.is_met]
-    counts = {what: sum(v.what == what for v in verdicts) for what in {v.what for v in verdicts}}
-    assert counts == {
-        "time": 2 * (8 + 8 + 7),
-        "raw filter": 2 * (8 + 8 + 7) + 3,
-        "shapes": 2 * (3 * 2 + 3 * 2),
-        "strided": 2 * 3,
-        "float32": 8,
-        "circular plain": 2 * 7,
-        "memory": 4 + 1,
-        "host": 2,
-    }
-
-
-@pytest.mark.usefixtures("launches")
-@pytest.mark.parametrize(
-    ("slow", "factor", "what"),
-    [
-        (lambda c: c.suite == "speed" and c.filter == "prepared" and c.problem.fft_size == 512, 1.06, "time"),
-        (lambda c: c.suite == "speed" and c.filter == "raw" and c.gated and c.seqlen == 16384, 1.02, "raw filter"),
-        (lambda c: c.suite == "batch" and c.filter == "raw" and c.seqlen == 512, 1.15, "raw filter"),
-        (lambda c: c.seqlen == 8191, 1.31, "shapes"),
-        (lambda c: c.strided, 1.31, "strided"),
-        (lambda c: c.mode == "full", 1.31, "shapes"),
-        (lambda c: c.suite == "float32", 1.1, "float32"),
-        (lambda c: c.mode == "circular" and not c.gated, 1.7, "circular plain"),
-    ],
-)
-def test_a_slow_cell_misses_its_target_and_no_other_kind(slow, factor, what):
-    cells_slow = [cell for cell in cells_of("targets") if slow(cell)]
-    _, verdicts = judged(lambda cell: on_target(cell) * (factor if slow(cell) else 1.0))
-    missed = [verdict for verdict in verdicts if not verdict.is_met]
-    assert {verdict.what for verdict in missed} == {what}
-    assert 0 < len(missed) <= len(cells_slow)
-
-
-def test_figures():
-    assert targets.figure_ms("causal", False, 256) == 0.032
-    assert targets.figure_ms("circular", True, 16384) == 3.4
-    assert targets.figure_ms("circular", True, 32768) is None
-    assert targets.figure_ms("circular", False, 256) is None
-    # 2.5 times the floor of 64 x 768 rows of 256 points, read and written in 2 bytes each.
-    assert targets.figure_ms("causal", False, 512) == pytest.approx(2.5 * 64 * 768 * 256 * 4 / 3020e9 * 1e3)
-    assert [targets.Verdict("time", "", ms, 1.05, "ms").word for ms in (1.05, 1.2, 1.3)] == ["met", "near", "MISSED"]
-
-
-def test_cells_have_the_shapes_of_the_published_tables():
-    speed = cells_of("speed")
-    assert {(c.problem.fft_size, c.batch, c.channels) for c in speed if c.mode == "causal"} == {
-        *((1 << log2, 64, 768) for log2 in range(8, 14)),
-        (16384, 32, 768),
-        (32768, 16, 768),
-    }
-    assert {c.problem.fft_size for c in speed if c.mode == "circular"} == {1 << log2 for log2 in range(8, 15)}
-    assert {c.filter for c in speed} == set(cells.FILTERS)
-    assert {c.seqlen for c in cells_of("shapes")} >= {1000, 4095, 8191}
-
-
 def test_others_are_timed_beside_a_raw_filter_only():
     flash = next(i for i in baselines.IMPLEMENTATIONS if i.name == "FlashFFTConv")
     raw = cell_of("speed", "causal", 4096, gated=True, dtype="float16", filter="raw")
@@ -272,7 +144,8 @@ def played_gpu(monkeypatch, launches):
     monkeypatch.setattr(command, "GpuClock", lambda ordinal: FakeClock())
     monkeypatch.setattr(command, "IMPLEMENTATIONS", (ours, rfft))
     monkeypatch.setattr(command, "Session", partial(Session, draw=lambda cell: arrays, judge=FakeSample))
-    monkeypatch.setattr(fftconv_cupy, "warmup", lambda *sizes, **options: [])
+    monkeypatch.setattr(command, "warm_forward", lambda problem: [])
+    monkeypatch.setattr(command, "warm_vjp", lambda problem, wanted: [])
 
 
 @pytest.mark.usefixtures("played_gpu")
@@ -280,7 +153,7 @@ def test_the_targets_are_timed_judged_and_written(tmp_path):
     path = tmp_path / "targets.json"
     done = bench("--suite", "targets", "--json", str(path), "--commit", "abc")
     assert done.exit_code == 0, done.output
-    assert done.output.splitlines()[-1].startswith("154 of 154 targets met")
+    assert done.output.splitlines()[-1].startswith("193 of 193 targets met")
     content = json.loads(path.read_text())
     assert list(content) == ["environment", "records"]
     described = content["environment"]
@@ -299,6 +172,16 @@ def test_options_choose_and_the_table_shows_speed_ups():
     assert ours.split()[-6:] == ["64x768x128", "0.03424", "4.11", "292.06", "12.5", "2.00e-04"]
 
 
+@pytest.mark.usefixtures("played_gpu")
+def test_gradients_are_compared_with_gradients():
+    done = bench("--fft-size", "8192", "--gates", "both", "--filter", "raw", "--direction", "all")
+    assert done.exit_code == 0, done.output
+    lines = [line.split() for line in done.output.splitlines() if line.endswith("2.00e-04") and OURS in line]
+    assert [line[:3] for line in lines] == [["custom", "causal", "gated"], ["custom", "backward", "causal"]]
+    # 10 ms for the rfft way in either direction.
+    assert [line[-5:-2] for line in lines] == [["0.9416", "1.77", "10.62"], ["2.15", "2.30", "4.65"]]
+
+
 def test_without_a_gpu_bench_says_so_and_exits_with_3(monkeypatch):
     monkeypatch.setattr(environment, "gpu_count", lambda: (0, "none for this test"))
     done = bench()
@@ -315,19 +198,27 @@ def test_check_judges_a_file(tmp_path):
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
     assert sum(line.endswith("MISSED") for line in lines) == 6
-    assert lines[-1].startswith("148 of 154 targets met")
+    assert lines[-1].startswith("187 of 193 targets met")
 
 
 def test_options_name_cells():
     chosen_cells = sys.modules["fftconv_cupy.cli.bench"].chosen_cells
     given = dict.fromkeys(("seqlens", "sizes", "modes", "dtypes", "filters"), ())
-    given |= {"gates": "all", "batch": None, "channels": None, "framework": "cupy"}
+    given |= {"gates": "all", "batch": None, "channels": None, "framework": "cupy", "direction": "forward"}
     assert {cell.problem.fft_size for cell in chosen_cells(given)} == {256, 1024, 4096, 8192, 16384, 32768}
     given |= {"seqlens": (1000,), "gates": "both", "batch": 2, "filters": ("raw",), "modes": ("circular", "same")}
     assert [(c.mode, c.seqlen, c.batch, c.channels, c.gated, c.filter) for c in chosen_cells(given)] == [
         ("circular", 1000, 2, 768, True, "raw"),
         ("same", 1000, 2, 768, True, "raw"),
     ]
+    given |= {"direction": "all", "filters": (), "modes": ("full",)}
+    assert [(c.filter, c.direction) for c in chosen_cells(given)] == [
+        ("prepared", "forward"),
+        ("raw", "forward"),
+        ("raw", "backward"),
+    ]
+    with pytest.raises(Exception, match="a raw filter"):
+        chosen_cells(given | {"filters": ("prepared",)})
     given |= {"sizes": (1000,)}
     with pytest.raises(Exception, match="no power of two"):
         chosen_cells(given)

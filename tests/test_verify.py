@@ -67,7 +67,9 @@ def test_the_numpy_backend_passes_and_no_gpu_is_claimed(tmp_path):
     assert content["passed"]
     assert content["gpus_checked"] == 0
     assert content["summary"] == closing
-    assert {finding["check"] for finding in content["findings"]} == {"accuracy", "repeats", "confinement"}
+    outputs = {"accuracy", "repeats", "confinement"}
+    gradients = {"gradients", "gradient repeats", "gradient confinement"}
+    assert {finding["check"] for finding in content["findings"]} == outputs | gradients
     assert {finding["dtype"] for finding in content["findings"]} == set(CPU_DTYPES)
     assert {"version", "numpy", "python", "cache", "commit", "command"} <= set(content["environment"])
 
@@ -283,15 +285,16 @@ def scratch_copy(folder, file, right, planted):
 
 
 @pytest.mark.skipif(bool(environment.gpu_count()[0]), reason="with a GPU the NumPy backend is not what is verified")
-def test_a_fault_planted_in_the_numpy_backend_is_named(tmp_path):
+@pytest.mark.parametrize(("check", "line"), [("accuracy", "return y["), ("gradients", "if first == 0:")])
+def test_a_fault_planted_in_the_numpy_backend_is_named(tmp_path, check, line):
     done = scratch_copy(
         tmp_path,
         "numpy_backend.py",
-        '(problem.filter_len - 1) // 2 if problem.mode == "same"',
-        'problem.filter_len // 2 if problem.mode == "same"',
+        f'(problem.filter_len - 1) // 2 if problem.mode == "same" else 0\n    {line}',
+        f'problem.filter_len // 2 if problem.mode == "same" else 0\n    {line}',
     )
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "FAILED accuracy on cpu: same float32 N=" in done.stdout
+    assert f"FAILED {check} on cpu: same float32 N=" in done.stdout
 
 
 @pytest.mark.gpu

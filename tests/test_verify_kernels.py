@@ -10,7 +10,7 @@ from host_runtime.cupy_host import host_backed_gpu, to_cupy, to_numpy
 from host_runtime.harness import require_compiler
 
 from fftconv_cupy import launch
-from fftconv_cupy.benchmarks import checks
+from fftconv_cupy.benchmarks import checks, gradient_checks
 from fftconv_cupy.benchmarks.places import Place
 from fftconv_cupy.benchmarks.problems import Case
 
@@ -31,11 +31,25 @@ ON_KERNELS = (
 )
 
 
-@pytest.mark.parametrize("case", ON_KERNELS, ids=lambda case: case.mode)
-def test_the_kernels_pass_and_a_wrong_twiddle_fails(monkeypatch, case):
+GRADIENTS_ON_KERNELS = (
+    Case("full", "bfloat16", 97, 50, batch=3, channels=2, out_gate=True, skip_dtype="float32", layout="strided"),
+    Case("circular", "float32", 128, 128, batch=3, channels=2, in_gate=True, shared_filter=True, layout="broadcast"),
+    Case("causal", "float16", 100, 100, batch=3, channels=3, out_gate=True, wrt=("out_gate",)),
+)
+
+
+@pytest.mark.parametrize(
+    ("check", "case"),
+    [
+        *((checks.accuracy, case) for case in ON_KERNELS),
+        *((gradient_checks.gradients, case) for case in GRADIENTS_ON_KERNELS),
+    ],
+    ids=lambda value: value.mode if isinstance(value, Case) else value.__name__,
+)
+def test_the_kernels_pass_and_a_wrong_twiddle_fails(monkeypatch, check, case):
     require_compiler()
     with host_backed_gpu():
-        assert checks.accuracy(case, HostBackedGpu(0)).ok
+        assert check(case, HostBackedGpu(0)).ok
     right = launch.twiddle_table
 
     def twiddle_table(*arguments, **options):
@@ -46,8 +60,17 @@ def test_the_kernels_pass_and_a_wrong_twiddle_fails(monkeypatch, case):
 
     monkeypatch.setattr(launch, "twiddle_table", twiddle_table)
     with host_backed_gpu():
-        finding = checks.accuracy(case, HostBackedGpu(0))
+        finding = check(case, HostBackedGpu(0))
     assert not finding.ok
     assert finding.place == "cuda:0"
     assert finding.label == case.label
     assert finding.label.startswith(f"{case.mode} {case.dtype} N=")
+
+
+@pytest.mark.parametrize("check", gradient_checks.CHECKS[1:], ids=lambda check: check.__name__)
+def test_gradients_repeat_and_stay_in_their_rows_on_the_kernels(check):
+    require_compiler()
+    case = Case("same", "float32", 100, 31, batch=5, channels=3, in_gate=True, out_gate=True, skip_dtype="float32")
+    with host_backed_gpu():
+        finding = check(case, HostBackedGpu(0))
+    assert finding.ok, finding

@@ -1,0 +1,228 @@
+"""``fftconv verify`` on gradients: each check sees the fault that it is there for, and cases reach every kernel."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import fftconv_cupy
+from fftconv_cupy import Gradients
+from fftconv_cupy.archs import ARCHS
+from fftconv_cupy.benchmarks import environment, gradient_checks, problems, verification
+from fftconv_cupy.benchmarks.places import CPU, Place
+from fftconv_cupy.benchmarks.problems import Case
+from fftconv_cupy.cli import main
+from fftconv_cupy.plan import transform_of
+from fftconv_cupy.problem import CPU_DTYPES, DTYPES, MODES
+from fftconv_cupy.vjp_plan import make_vjp_plan
+
+SM_90 = ARCHS["sm_90"]
+CASE = Case("same", "float16", 2048, 301, batch=5, channels=3, in_gate=True, out_gate=True, skip_dtype="float32")
+NAMES = Gradients._fields
+
+
+@pytest.fixture
+def wrong(monkeypatch):
+    """Return a function that makes `fftconv_vjp` wrong: what it is given gets the right gradients as a dictionary."""
+    right = fftconv_cupy.fftconv_vjp
+
+    def plant(spoil):
+        def fftconv_vjp(dy, u, k, **options):
+            grads = right(dy, u, k, **options)._asdict()
+            spoil(grads, dy=dy, u=u, **options)
+            return Gradients(**grads)
+
+        monkeypatch.setattr(fftconv_cupy, "fftconv_vjp", fftconv_vjp)
+
+    return plant
+
+
+def gradient_jobs(level, limits=SM_90):
+    jobs = verification.jobs_for(level, DTYPES, Place(CPU), limits)
+    return [job for job in jobs if job.is_of_gradients]
+
+
+@pytest.mark.parametrize("check", gradient_checks.CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("dtype", CPU_DTYPES)
+def test_right_gradients_pass(check, dtype):
+    case = replace(CASE, dtype=dtype)
+    for changes in ({}, {"mode": "circular", "layout": "broadcast"}, {"filter_dtype": "bfloat16", "layout": "strided"}):
+        finding = check(replace(case, **changes), Place(CPU))
+        assert finding.ok, finding
+        assert finding.label == replace(case, **changes).label
+
+
+def test_an_empty_batch_a_shared_filter_and_a_prepared_one_pass():
+    for changes in (
+        {"batch": 0, "seqlen": 64},
+        {"shared_filter": True},
+        {"prepared": True},
+        {"wrt": ("k",)},
+        {"wrt": ("out_gate",)},
+    ):
+        finding = gradient_checks.gradients(replace(CASE, **changes), Place(CPU))
+        assert finding.ok, finding
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_value_is_seen_in_each_gradient(wrong, name):
+    def spoil(grads, **_):
+        grads[name][-1] *= 1.5
+
+    wrong(spoil)
+    finding = gradient_checks.gradients(CASE, Place(CPU))
+    assert not finding.ok
+    assert finding.detail.startswith(f"gradient of {name}: error ")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_value_that_is_not_finite_is_seen(wrong, name):
+    def spoil(grads, **_):
+        grads[name].flat[-1] = np.nan
+
+    wrong(spoil)
+    finding = gradient_checks.gradients(CASE, Place(CPU))
+    assert not finding.ok
+    assert finding.error == np.inf
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "said"),
+    [
+        (lambda u: None, "the gradient of u is missing"),
+        (lambda u: u[:, :, :-1], r"the gradient of u is float16 \(5, 3, 2047\), u float16 \(5, 3, 2048\)"),
+        (lambda u: u.astype(np.float32), "the gradient of u is float32"),
+    ],
+)
+def test_a_gradient_of_another_shape_or_dtype_is_seen(wrong, spoiled, said):
+    def spoil(grads, **_):
+        grads["u"] = spoiled(grads["u"])
+
+    wrong(spoil)
+    finding = gradient_checks.gradients(CASE, Place(CPU))
+    assert not finding.ok
+    assert re.match(said, finding.detail)
+
+
+def test_a_gradient_that_was_not_asked_for_is_seen(wrong):
+    def spoil(grads, **_):
+        grads["skip"] = np.zeros(3, np.float32)
+
+    wrong(spoil)
+    finding = gradient_checks.gradients(replace(CASE, wrt=("u", "k")), Place(CPU))
+    assert finding.detail == "the gradient of skip is there unasked"
+
+
+def test_a_gradient_that_is_no_array_of_the_place_is_a_finding(wrong):
+    def spoil(grads, **_):
+        grads["k"] = grads["k"].tolist()
+
+    wrong(spoil)
+    finding = verification.Job(gradient_checks.gradients, CASE).run(Place(CPU))
+    assert (finding.check, finding.detail) == ("gradients", "TypeError: the gradient of k is of type list")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_repeats_see_one_different_bit_of_each_gradient(wrong, name):
+    calls = []
+
+    def spoil(grads, **_):
+        calls.append(1)
+        if len(calls) == 7:
+            grads[name].view(np.uint8).flat[0] ^= 1
+
+    wrong(spoil)
+    finding = gradient_checks.gradient_repeats(CASE, Place(CPU))
+    assert finding.error == 1
+    assert not finding.ok
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_confinement_sees_a_nan_in_another_row_or_sum(wrong, name):
+    def spoil(grads, *, dy, **_):
+        # What comes from the infinite value of the last channel; the clean row is the middle one of either.
+        grads[name][1] += np.where(np.isfinite(dy).all(), 0, np.nan).astype(grads[name].dtype)
+
+    assert gradient_checks.gradient_confinement(CASE, Place(CPU)).ok
+    wrong(spoil)
+    finding = gradient_checks.gradient_confinement(CASE, Place(CPU))
+    assert not finding.ok
+    assert finding.detail.startswith(f"a non-finite value reached another row: gradient of {name}")
+
+
+def test_confinement_plants_values_that_are_not_finite(wrong):
+    seen = []
+
+    def spoil(grads, *, dy, u, **_):
+        seen.extend((np.isnan(u).any(axis=2), np.isinf(dy).any(axis=2)))
+
+    wrong(spoil)
+    gradient_checks.gradient_confinement(CASE, Place(CPU))
+    assert [np.argwhere(rows).tolist() for rows in seen] == [[[1, 0]], [[4, 2]]]
+
+
+@pytest.mark.parametrize("level", problems.LEVELS)
+def test_gradients_are_checked_at_every_transform_size_in_every_mode_and_dtype(level):
+    cases = [job.case for job in gradient_jobs(level) if job.check is gradient_checks.gradients]
+    assert len(cases) == len(set(cases)) > 30
+    points = {problems.gradient_points(case, SM_90) for case in cases}
+    assert points == {128, 256, 512, 1024, 2048, 4096, 8192, 16384}
+    assert {case.mode for case in cases} == set(MODES)
+    assert {case.dtype for case in cases} == set(DTYPES)
+    for name in NAMES:
+        assert sum(getattr(case.wanted, name) for case in cases) >= 8
+    assert any(case.wrt for case in cases)
+    checks = {job.check for job in gradient_jobs(level)}
+    assert checks == set(gradient_checks.CHECKS)
+
+
+@pytest.mark.parametrize("level", problems.LEVELS)
+def test_no_filter_is_prepared_for_pairs_of_rows(level):
+    cases = [job.case for job in gradient_jobs(level)]
+    assert any(case.prepared for case in cases)
+    assert not any(case.prepared and transform_of(case.problem)[0] == "paired" for case in cases)
+    assert any(case.wanted.k and transform_of(case.problem)[0] == "paired" for case in cases)
+
+
+def test_cases_keep_to_the_limits_of_the_gpu():
+    for arch in ("sm_75", "sm_86"):
+        limits = ARCHS[arch]
+        for job in gradient_jobs("full", limits):
+            if job.case.batch:
+                make_vjp_plan(job.case.problem, job.case.wanted, limits)
+
+
+def test_sums_are_of_order_one_so_that_no_float16_gradient_overflows():
+    for job in gradient_jobs("full"):
+        case = job.case
+        if case.batch and case.seqlen <= 4097:
+            grads = problems.gradients_of(case, problems.make_inputs(case), problems.make_output_gradient(case))
+            assert all(np.abs(grad).max() < 6e4 for grad in grads if grad is not None), case.label
+
+
+def test_the_kernels_of_gradients_are_compiled_too():
+    specs = verification.specs_for(gradient_jobs("quick"), "sm_75")
+    assert len(specs) == len(set(specs))
+    assert {spec.entry for spec in specs} == {"fftconv_bwd", "fftconv_filter", "fftconv_filter_bwd", "fftconv_reduce"}
+    defines = [dict(spec.defines) for spec in specs if spec.entry == "fftconv_bwd"]
+    assert {define["FFTCONV_IS_VECTOR"] for define in defines} == {"0", "1"}
+
+
+def test_the_command_names_a_wrong_gradient(monkeypatch, wrong):
+    monkeypatch.setattr(environment, "gpu_count", lambda: (0, "none for this test"))
+
+    def spoil(grads, *, mode, **_):
+        if mode == "full" and grads["k"] is not None:
+            grads["k"] *= 1.01
+
+    wrong(spoil)
+    done = CliRunner().invoke(main, ["verify", "--quick", "--dtype", "float32"])
+    assert done.exit_code == 1
+    failures = [line for line in done.output.splitlines() if line.startswith("FAILED ")]
+    assert failures
+    assert all(" on cpu: full float32 N=" in line and "gradient of k: error" in line for line in failures)
+    assert any(line.startswith("FAILED gradients on cpu") for line in failures)
