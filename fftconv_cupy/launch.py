@@ -154,7 +154,7 @@ def run(
                 launcher.filter, launcher.plan, filt, launcher.twiddles, workspace.ptr, first, channels, stream
             )
         group_pointers = [
-            pointer + first * stride * item for pointer, stride in zip(pointers, strides[1::2], strict=True)
+            pointer and pointer + first * stride * item for pointer, stride in zip(pointers, strides[1::2], strict=True)
         ]
         group_skip = skip_ptr and skip_ptr + first * skip_bytes
         _launch_forward(launcher, group_pointers, strides, workspace.ptr, group_skip, skip_is_float, channels, stream)
@@ -275,7 +275,7 @@ def _launch_forward(
 
     Args:
         launcher: the configuration.
-        pointers: addresses of u, in_gate, out_gate and y at the first channel; those of absent gates do not matter.
+        pointers: addresses of u, in_gate, out_gate and y at the first channel; 0 for a gate that is absent.
         strides: batch and channel stride of each.
         spectrum: address of the first channel's spectrum.
         skip: address of the first channel's skip, or 0.
@@ -285,15 +285,19 @@ def _launch_forward(
     """
     made = launcher.plan
     problem, points = made.problem, made.config.points
+    u, in_gate, out_gate, y = pointers
     params = FwdParams(
-        pointers[0],
-        pointers[1],
-        pointers[2],
-        pointers[3],
+        # A gate that is absent has an address that can be read: that of u, or a row of the spectrum over and over.
+        u,
+        in_gate or u,
+        out_gate or spectrum,
+        y,
         spectrum,
         launcher.twiddles,
         skip,
-        *strides,
+        *strides[:2],
+        *(strides[2:4] if in_gate else strides[:2]),
+        *strides[4:],
         0 if problem.shared_filter else points // 2,
         problem.batch,
         channels,
@@ -301,8 +305,11 @@ def _launch_forward(
         problem.out_len,
         made.log2_batch_slots,
         *made.turns,
+        problem.in_gate,
+        problem.out_gate,
         skip_is_float,
         1.0 / points,
+        0,
     )
     launcher.forward.launch(made.grid, made.config.threads, params, stream)
 

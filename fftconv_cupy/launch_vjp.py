@@ -109,7 +109,8 @@ def run_vjp(
     bits = problem.seqlen | problem.out_len
     pointers: list[int] = []
     strides: list[int] = []
-    for array in (u, in_gate, out_gate, dy, grads.u, grads.in_gate, grads.out_gate):
+    # A gate that is absent has an address that can be read.
+    for array in (u, in_gate or u, out_gate or dy, dy, grads.u, grads.in_gate, grads.out_gate):
         if array is None:
             pointers.append(0)
             strides += (0, 0)
@@ -249,6 +250,8 @@ def _launch_backward(launcher: _Launcher, call: _Call, first: int, channels: int
         problem.seqlen,
         problem.out_len,
         made.log2_batch_slots,
+        problem.in_gate,
+        problem.out_gate,
         int(call.skip_is_float),
         1.0 / points,
         0,

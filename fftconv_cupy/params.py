@@ -34,8 +34,11 @@ class FwdParams(ctypes.Structure):
         ("block_step", ctypes.c_int),
         ("turn_channels", ctypes.c_int),
         ("turn_jobs", ctypes.c_int),
+        ("has_in_gate", ctypes.c_int),
+        ("has_out_gate", ctypes.c_int),
         ("skip_is_float", ctypes.c_int),
         ("skip_scale", ctypes.c_float),
+        ("zero", ctypes.c_int),
     )
 
 
@@ -74,6 +77,8 @@ class BwdParams(ctypes.Structure):
         ("in_len", ctypes.c_int),
         ("out_len", ctypes.c_int),
         ("log2_batch_slots", ctypes.c_int),
+        ("has_in_gate", ctypes.c_int),
+        ("has_out_gate", ctypes.c_int),
         ("skip_is_float", ctypes.c_int),
         ("skip_scale", ctypes.c_float),
         ("zero", ctypes.c_int),

@@ -139,7 +139,7 @@ FFTCONV_DEVICE void store_in_gradients(const BwdParams& p, complex_t* x, const R
   }
   if (p.du == nullptr) return;
   const auto du = output_of<Traits>(row, p.du, p.du_strides, p.in_len, first);
-  if (has_gate<Traits>(p.in_gate)) {
+  if (has_gate<Traits>(p.has_in_gate)) {
     store_gated<Traits, kPart>(x, du, in.gate.again(p.zero));
   } else {
     store_part<Traits, kPart>(x, du);
@@ -152,7 +152,7 @@ FFTCONV_DEVICE void differentiate_row(const BwdParams& p, const Row<Traits>& row
   using Fft = typename Traits::Fft;
   constexpr int kPoints = Traits::Layout::kPoints;
   constexpr bool kIsReal = !Traits::kIsComplex;
-  const bool has_in_gate = has_gate<Traits>(p.in_gate), has_out_gate = has_gate<Traits>(p.out_gate);
+  const bool has_in_gate = has_gate<Traits>(p.has_in_gate), has_out_gate = has_gate<Traits>(p.has_out_gate);
   const auto inputs = [&](int first) {
     return Product<Traits>{input_of<Traits>(row, p.u, p.u_strides, p.in_len, first),
                            input_of<Traits>(row, p.in_gate, p.in_gate_strides, p.in_len, first)};

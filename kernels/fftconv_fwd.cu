@@ -49,7 +49,7 @@ FFTCONV_DEVICE void load_row(const FwdParams& p, complex_t* x, int batch, int ch
   const int length = p.in_len - first;
   const InputRow<Traits, kMemory> u(Traits::kHasPrefetch ? s_u : row_of<io_t>(p.u, p.u_strides, batch, channel) + first,
                                     length, thread);
-  if (has_gate<Traits>(p.in_gate)) {
+  if (has_gate<Traits>(p.has_in_gate)) {
     const io_t* g_gate = row_of<io_t>(p.in_gate, p.in_gate_strides, batch, channel) + first;
     load_gated<Traits, kPart>(x, u, InputRow<Traits>(g_gate, length, thread));
   } else {
@@ -61,7 +61,7 @@ FFTCONV_DEVICE void store_row(const FwdParams& p, complex_t* x, int batch, int c
   using io_t = typename Traits::io_t;
   const int length = p.out_len - first;
   const OutputRow<Traits> y(row_of<io_t>(p.y, p.y_strides, batch, channel) + first, length, thread);
-  if (has_gate<Traits>(p.out_gate)) {
+  if (has_gate<Traits>(p.has_out_gate)) {
     const io_t* g_gate = row_of<io_t>(p.out_gate, p.out_gate_strides, batch, channel) + first;
     store_gated<Traits, kPart>(x, y, InputRow<Traits>(g_gate, length, thread));
   } else {
@@ -145,16 +145,17 @@ template <class Traits, class Hook>
 FFTCONV_DEVICE void convolve_pair(const FwdParams& p, complex_t* s_row, float2* s_norms,
                                   const typename Traits::io_t* s_u, int pair, int channel, int thread, bool is_active,
                                   Hook after_last_load) {
-  const int first = 2 * pair, second = first + 1;
-  const bool has_second = second < p.batch;
+  const int first = 2 * pair;
+  const bool has_second = first + 1 < p.batch;
+  const int second = has_second ? first + 1 : first;  // a row that can be read, see has_gate
   bool is_split = false;
   for (int part = 0; part < 2; part++) {
     complex_t x[Traits::Layout::kEpt];
     const bool is_second = is_split && part == 1 && has_second, is_pair = has_second && !is_split;
-    const int batch = is_second ? second : first;
-    load_row<Traits, Part::kReal>(p, x, batch, channel, 0, thread, s_u + (is_second ? Traits::Layout::kPoints : 0));
+    const int batch = is_second ? second : first, start = is_split ? p.zero : 0;
+    load_row<Traits, Part::kReal>(p, x, batch, channel, start, thread, s_u + (is_second ? Traits::Layout::kPoints : 0));
     if (is_pair) {
-      load_row<Traits, Part::kImag>(p, x, second, channel, 0, thread, s_u + Traits::Layout::kPoints);
+      load_row<Traits, Part::kImag>(p, x, second, channel, start, thread, s_u + Traits::Layout::kPoints);
     } else {
       static_for<Traits::Layout::kEpt>([&](auto slot) { x[slot.value].im = 0.f; });
     }
@@ -178,8 +179,8 @@ FFTCONV_DEVICE void convolve_pair(const FwdParams& p, complex_t* s_row, float2* 
     });
     static_for<Traits::Layout::kEpt>(
         [&](auto slot) { x[slot.value] = {x[slot.value].re * real_scale.y, x[slot.value].im * imag_scale.y}; });
-    if (is_active && (part == 0 || has_second)) store_row<Traits, Part::kReal>(p, x, batch, channel, 0, thread);
-    if (is_active && is_pair) store_row<Traits, Part::kImag>(p, x, second, channel, 0, thread);
+    if (is_active && (part == 0 || has_second)) store_row<Traits, Part::kReal>(p, x, batch, channel, start, thread);
+    if (is_active && is_pair) store_row<Traits, Part::kImag>(p, x, second, channel, start, thread);
     if (!is_split) break;
   }
 }
@@ -241,11 +242,10 @@ FFTCONV_DEVICE void convolve_block(const FwdParams& p, char* s_base) {
   const long long group = blockIdx.y + static_cast<long long>(blockIdx.z) * gridDim.y;
   const long long first_channel = group * (Traits::kRows >> p.log2_batch_slots);
   if (first_channel >= p.channels) return;
-  const long long channel = first_channel + (row >> p.log2_batch_slots);
-  const long long job = static_cast<long long>(blockIdx.x) * batch_slots + (row & (batch_slots - 1));
-  const int jobs = jobs_of<Traits>(p);
-  convolve_job<Traits>(p, BlockMemory<Traits>(s_base, row), job < jobs ? static_cast<int>(job) : jobs - 1,
-                       channel < p.channels ? static_cast<int>(channel) : p.channels - 1, thread,
+  // From here on all numbers fit an int: axes are shorter than 2^30.
+  const int channel = static_cast<int>(first_channel) + (row >> p.log2_batch_slots);
+  const int job = blockIdx.x * batch_slots + (row & (batch_slots - 1)), jobs = jobs_of<Traits>(p);
+  convolve_job<Traits>(p, BlockMemory<Traits>(s_base, row), min(job, jobs - 1), min(channel, p.channels - 1), thread,
                        job < jobs && channel < p.channels, [] {});
 }
 

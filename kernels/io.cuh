@@ -144,10 +144,11 @@ struct OutputRow {
   }
 };
 
-// Whether a gate is there: certain, or looked up when the kernel runs.
+// Whether a gate is there: certain, or told when the kernel runs. Where it is not, its address is that of something
+// else that can be read: the compiler may move reads out of the condition, since they have no effect.
 template <class Traits>
-FFTCONV_DEVICE bool has_gate(const void* g_gate) {
-  return Traits::kExtras == Extras::kGates || (Traits::kExtras == Extras::kAny && g_gate != nullptr);
+FFTCONV_DEVICE bool has_gate(int flag) {
+  return Traits::kExtras == Extras::kGates || (Traits::kExtras == Extras::kAny && flag != 0);
 }
 
 // x.part = u.

@@ -20,8 +20,10 @@ struct FwdParams {
   int batch, channels, in_len, out_len;
   int log2_batch_slots;  // a block's rows are 2^log2_batch_slots batch slots x the remaining number of channels
   int turns, block_step, turn_channels, turn_jobs;  // of blocks with prefetch, see walk_jobs
+  int has_in_gate, has_out_gate;  // their addresses are those of other arrays where they are not there
   int skip_is_float;
   float skip_scale;  // 1 / M
+  int zero;  // 0, which the compiler does not know: what is read from there on is read again, not kept or spilled
 };
 
 // How the rows of a backward call are dealt out to blocks. A *step* fills the batch slots of a block once, on the
@@ -52,6 +54,7 @@ struct BwdParams {
   ChunkPlan chunks;
   int batch, channels, in_len, out_len;
   int log2_batch_slots;
+  int has_in_gate, has_out_gate;
   int skip_is_float;
   float skip_scale;
   int zero;  // 0, which the compiler does not know: what is read at + zero is read again, and not kept (or spilled)

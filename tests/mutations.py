@@ -165,8 +165,8 @@ KERNEL_MUTATIONS = (
     Mutation(
         "pairing",
         "kernels/fftconv_fwd.cu",
-        "const bool has_second = second < p.batch;",
-        "const bool has_second = second <= p.batch;",
+        "const bool has_second = first + 1 < p.batch;",
+        "const bool has_second = first + 1 <= p.batch;",
         _kernel("M128-float16-paired-any-whole"),
     ),
     Mutation(
@@ -333,8 +333,8 @@ KERNEL_MUTATIONS = (
     Mutation(
         "slots: rows without a job of their own",
         "kernels/fftconv_fwd.cu",
-        "job < jobs ? static_cast<int>(job) : jobs - 1,",
-        "static_cast<int>(job),",
+        "min(job, jobs - 1), min(channel",
+        "job, min(channel",
         ("tests/test_kernels.py::test_rows_and_slots[128-real]",),
     ),
     Mutation(
@@ -347,8 +347,8 @@ KERNEL_MUTATIONS = (
     Mutation(
         "slots: channels past the last",
         "kernels/fftconv_fwd.cu",
-        "channel < p.channels ? static_cast<int>(channel) : p.channels - 1, thread,",
-        "static_cast<int>(channel), thread,",
+        "min(channel, p.channels - 1), thread,",
+        "channel, thread,",
         ("tests/test_kernels.py::test_rows_and_slots[128-real]",),
     ),
     Mutation(
