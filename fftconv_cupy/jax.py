@@ -6,7 +6,6 @@ gradients.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -133,34 +132,18 @@ def _convolve(problem: Problem, u: Any, k: Any, in_gate: Any, out_gate: Any, ski
     return jax_primitives.convolve(problem, u, k, in_gate, out_gate, skip)
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """The gradients that are asked for, as a residual that holds no array."""
-
-    wanted: Wanted
-
-
 def _convolve_fwd(problem: Problem, *inputs: Any) -> tuple[Any, Any]:
-    wanted = Wanted(*(x is not None and x.perturbed for x in inputs))
-    values = tuple(x if x is None else x.value for x in inputs)
-    return _convolve(problem, *values), (_Asked(wanted), values)
+    return _convolve(problem, *inputs), inputs
 
 
-def _convolve_bwd(problem: Problem, residuals: tuple[_Asked, tuple[Any, ...]], dy: Any) -> tuple[Any, ...]:
-    asked, inputs = residuals
-    # With one output JAX comes here with a cotangent, never with a symbolic zero.
-    found = zip(inputs, _gradients(problem, asked.wanted, dy, *inputs), strict=True)
-    # None would do for a gradient that is not asked for, but JAX 0.6 confuses results with None in different places.
-    return tuple(_zero(x) if grad is None and x is not None else grad for x, grad in found)
+def _convolve_bwd(problem: Problem, inputs: tuple[Any, ...], dy: Any) -> tuple[Any, ...]:
+    # All of them: which inputs are differentiated must not be told by the residuals, for JAX takes their structure from
+    # one trace to another. What is not used is left out of a program before it is lowered.
+    wanted = Wanted(*(x is not None for x in inputs))
+    return tuple(_gradients(problem, wanted, dy, *inputs))
 
 
-def _zero(x: Any) -> Any:
-    """Return a gradient of zero that takes no memory."""
-    return jax.custom_derivatives.zero_from_primal(x, symbolic_zeros=True)
-
-
-_convolve.defvjp(_convolve_fwd, _convolve_bwd, symbolic_zeros=True)
+_convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.buffer_callback import buffer_callback
 from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir, xla
+from jax.interpreters import batching, mlir, partial_eval, xla
 
 from fftconv_cupy import arrays, execute, jax_numpy
 from fftconv_cupy.arrays import ArrayView, contiguous_strides
@@ -182,17 +182,36 @@ def _batch_forward(operands: Any, axes: Any, *, problem: Problem) -> tuple[list[
 
 
 def _batch_backward(operands: Any, axes: Any, *, problem: Problem, wanted: Wanted) -> tuple[list[Any], list[int]]:
+    """Compute gradients of rows as a larger batch where k and skip are not mapped, and the rest by channels.
+
+    Two calls then: what is not used of them is left out later, and mostly that is one of the two.
+    """
     size = _mapped_size(operands, axes)
     (dy, *others), (dy_axis, *other_axes) = operands, axes
     named, named_axes = _named(problem, others), _named(problem, other_axes)
-    if _only_rows(named_axes) and not (wanted.k or wanted.skip):
+    rows = Wanted()
+    if _only_rows(named_axes):
+        rows = wanted._replace(k=False, skip=False)
+    sums = Wanted(*(one and not other for one, other in zip(wanted, rows, strict=True)))
+    found: dict[str, tuple[Any, int]] = {}
+    if any(rows):
         folded, *inputs = _into_batch(problem, size, named, named_axes)
-        found = _present(*gradients(folded, wanted, _rows_into_batch(dy, dy_axis, size), *inputs))
-        return [x.reshape(size, problem.batch, *x.shape[1:]) for x in found], [0] * len(found)
-    # Each element of the mapped axis has gradients of its own to k and skip, so it gets channels of its own.
-    folded, *inputs = _into_channels(problem, size, named, named_axes)
-    grads = gradients(folded, wanted, _rows_into_channels(dy, dy_axis, size), *inputs)
-    unfolded, positions = [], []
+        grads = gradients(folded, rows, _rows_into_batch(dy, dy_axis, size), *inputs)
+        for name, x in grads._asdict().items():
+            if x is not None:
+                found[name] = (x.reshape(size, problem.batch, *x.shape[1:]), 0)
+    if any(sums):
+        # Each element of the mapped axis has gradients of its own to k and skip, so it gets channels of its own.
+        folded, *inputs = _into_channels(problem, size, named, named_axes)
+        grads = gradients(folded, sums, _rows_into_channels(dy, dy_axis, size), *inputs)
+        found |= _out_of_channels(problem, size, named, grads)
+    results = [found[name] for name, is_wanted in wanted._asdict().items() if is_wanted]
+    return [x for x, _ in results], [axis for _, axis in results]
+
+
+def _out_of_channels(problem: Problem, size: int, named: list[Any], grads: Gradients) -> dict[str, tuple[Any, int]]:
+    """Return gradients of `_into_channels` with the mapped axis by itself again, and where it is."""
+    found = {}
     for name, x in grads._asdict().items():
         if x is None:
             continue
@@ -201,9 +220,8 @@ def _batch_backward(operands: Any, axes: Any, *, problem: Problem, wanted: Wante
         x = x.reshape(*shape, *x.shape[len(shape) - 1 :])
         if name == "k" and problem.shared_filter:
             x = x.sum(axis=1).astype(named[1].dtype)
-        unfolded.append(x)
-        positions.append(int(is_rows))
-    return unfolded, positions
+        found[name] = (x, int(is_rows))
+    return found
 
 
 def _mapped_size(operands: Any, axes: Any) -> int:
@@ -268,6 +286,17 @@ def _with_axis(x: Any, axis: int | None, size: int, position: int) -> Any:
     return jnp.broadcast_to(jnp.expand_dims(x, position), (*x.shape[:position], size, *x.shape[position:]))
 
 
+def _without_unused(used: list[bool], equation: Any) -> tuple[list[bool], Any]:
+    """Leave gradients that nothing uses out of an equation of the backward primitive."""
+    if not any(used):
+        return [False] * len(equation.invars), None
+    flags = iter(used)
+    wanted = Wanted(*(is_wanted and next(flags) for is_wanted in equation.params["wanted"]))
+    kept = [variable for variable, is_used in zip(equation.outvars, used, strict=True) if is_used]
+    params = {**equation.params, "wanted": wanted}
+    return [True] * len(equation.invars), equation.replace(outvars=kept, params=params)
+
+
 def _register(
     primitive: Any,
     result_types: Callable[..., Any],
@@ -283,3 +312,4 @@ def _register(
 
 _register(_forward_p, _forward_types, _forward_numpy, _forward_cuda, _batch_forward)
 _register(_backward_p, _backward_types, _backward_numpy, _backward_cuda, _batch_backward)
+partial_eval.dce_rules[_backward_p] = _without_unused

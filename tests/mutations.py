@@ -321,7 +321,7 @@ KERNEL_MUTATIONS = (
         "kernels/block_fft.cuh",
         "sync_threads<PassOf<pass - 1>::kNodeThreads>();\n      if constexpr (pass == 1) after_exchange();",
         "if constexpr (pass == 1) after_exchange();\n      sync_threads<PassOf<pass - 1>::kNodeThreads>();",
-        _kernel("M4096-bfloat16-real-none-prefetch"),
+        _race("M4096-bfloat16-real-none-prefetch"),
     ),
     Mutation(
         "prefetch: of rows that are not aligned",
