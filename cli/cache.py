@@ -14,9 +14,9 @@ from fftconv_cupy import cache as store
 from fftconv_cupy import launch
 from fftconv_cupy.archs import ArchLimits, arch_limits
 from fftconv_cupy.benchmarks import environment
-from fftconv_cupy.blocks import iter_kernel_specs
 from fftconv_cupy.cli import options
 from fftconv_cupy.compile import precompile
+from fftconv_cupy.kernel_matrix import iter_kernel_specs
 from fftconv_cupy.source import KernelSpec
 
 
@@ -83,7 +83,8 @@ def clear() -> None:
 def warm(archs: tuple[str, ...], fft_sizes: tuple[int, ...], jobs: int | None) -> None:
     """Compile ahead into the cache, also for GPUs that are not here; none is needed.
 
-    Without --fft-size these are all kernels of an architecture: several hundred, and a second or two each.
+    Without --fft-size these are all kernels of an architecture, but for those of a few gradients only: about a
+    thousand, and one to three seconds each.
     """
     limits = [arch_limits(arch) for arch in archs] or _gpus_here()
     wanted = [

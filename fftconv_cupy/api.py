@@ -13,7 +13,8 @@ from fftconv_cupy.checks import Arguments, Call, check_out_memory, filter_proble
 from fftconv_cupy.errors import InvalidTypeError, MissingDependencyError, UnsupportedDeviceError, message
 from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.plan import Plan, make_plan
-from fftconv_cupy.problem import ITEM_BYTES, check_int, make_problem
+from fftconv_cupy.problem import ITEM_BYTES, Problem, Wanted, check_int, make_problem, make_wanted
+from fftconv_cupy.vjp_plan import VjpPlan, make_vjp_plan
 
 _REMEMBERED_CALLS = 4096
 _calls: dict[tuple[object, ...], Call] = {}
@@ -181,8 +182,9 @@ def plan(
     skip: bool = False,
     shared_filter: bool = False,
     prepared: bool = False,
+    wrt: Sequence[str] | str | None = None,
     arch: str | None = None,
-) -> Plan:
+) -> Plan | VjpPlan:
     """Return how a GPU would compute a call with contiguous arrays; ``print`` it to read it.
 
     It tells the sizes, the passes, threads, shared memory, grid, launches and workspace, and why they are so.
@@ -201,6 +203,7 @@ def plan(
         skip: with a skip term.
         shared_filter: one filter row for all channels.
         prepared: the filter comes from `prepare_filter`.
+        wrt: plan the call of `fftconv_vjp` that computes the gradients of these arguments, as a `VjpPlan`.
         arch: an architecture such as "sm_90", which needs no GPU; None means the current GPU.
 
     Raises:
@@ -230,6 +233,9 @@ def plan(
     # The rows of contiguous arrays are aligned as far as their lengths are even.
     bits = (problem.seqlen | problem.out_len) * ITEM_BYTES[dtype]
     is_vector, is_bulk = bits % (2 * ITEM_BYTES[dtype]) == 0, bits % 16 == 0
+    if wrt is not None:
+        wanted = _wanted(problem, wrt, is_prepared=prepared)
+        return make_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_prepared=prepared)
     return make_plan(problem, limits, is_vector=is_vector, is_bulk=is_bulk, is_prepared=prepared)
 
 
@@ -247,6 +253,7 @@ def warmup(
     out_gate: bool = False,
     skip: bool = False,
     shared_filter: bool = False,
+    wrt: Sequence[str] | str | None = None,
     archs: Sequence[str] | None = None,
 ) -> list[str]:
     """Compile the kernels of a call ahead of it, for arrays of any alignment.
@@ -272,6 +279,8 @@ def warmup(
         out_gate: with an output gate.
         skip: with a skip term.
         shared_filter: one filter row for all channels.
+        wrt: also what `fftconv_vjp` needs for the gradients of these arguments; each set of them has kernels of its
+            own.
         archs: architectures such as "sm_90" to compile for into the cache on disk, which needs no GPU; None means to
             compile for the current GPU and load there.
 
@@ -302,8 +311,18 @@ def warmup(
     if archs is None:
         _current_limits("archs")
     names = None if archs is None else [archs] if isinstance(archs, str) else list(archs)
-    lines: list[str] = execute.gpu_launcher().warm(problem, names)
-    return lines
+    gpu = execute.gpu_launcher()
+    lines: list[str] = gpu.warm(problem, names)
+    if wrt is not None:
+        lines += gpu.warm_vjp(problem, _wanted(problem, wrt, is_prepared=False), names)
+    return list(dict.fromkeys(lines))
+
+
+def _wanted(problem: Problem, wrt: Sequence[str] | str, *, is_prepared: bool) -> Wanted:
+    """Check the names of gradients against the arguments of a problem."""
+    given = {"u": True, "k": not is_prepared, "in_gate": problem.in_gate, "out_gate": problem.out_gate}
+    names = [name for name, is_given in (given | {"skip": problem.skip}).items() if is_given]
+    return make_wanted((wrt,) if isinstance(wrt, str) else tuple(wrt), names)
 
 
 def resolved(arguments: Arguments, mode: str, fft_size: int | None) -> Call:

@@ -7,13 +7,9 @@ transform size is one row of `BLOCK_CONFIGS`.
 from __future__ import annotations
 
 import ctypes
-import itertools
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
 
-from fftconv_cupy.archs import ArchLimits, arch_limits
-from fftconv_cupy.errors import InvalidArgumentError, message
+from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.params import BwdParams, FilterBwdParams, FilterParams, FwdParams, ReduceParams
 from fftconv_cupy.problem import ITEM_BYTES
 from fftconv_cupy.source import KernelSpec
@@ -27,7 +23,6 @@ CUDA_TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "floa
 EXTRAS = ("none", "gates", "any")  # in the order of the kernel's enum
 _BARRIER_BYTES = 16
 _SYSTEM_BYTES = 1 << 10  # of shared memory that each block takes beside what it asks for
-_BOOLEANS = (False, True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,77 +296,3 @@ def _layout_defines(
         ("FFTCONV_ROWS", str(config.rows)),
         ("FFTCONV_MIN_BLOCKS", str(min_blocks or config.min_blocks)),
     )
-
-
-def _forward_variants(config: BlockConfig, limits: ArchLimits) -> Iterator[ForwardVariant]:
-    """Yield the variants that a plan may name."""
-    flags = itertools.product(_BOOLEANS, repeat=5)
-    for (is_paired, is_complex, has_tail, is_vector, has_prefetch), dtype, extras in itertools.product(
-        flags, CUDA_TYPES, EXTRAS
-    ):
-        variant = ForwardVariant(dtype, is_paired, is_complex, has_tail, is_vector, extras, has_prefetch)
-        if variant.is_paired and not variant.is_complex:
-            continue  # the second row is the imaginary part
-        if variant.is_complex and not variant.is_paired and not variant.has_tail:
-            continue  # rows of 2M points exactly leave no room for a filter
-        if not variant.is_vector and not variant.has_tail:
-            continue  # odd addresses are no reason for a kernel of their own: the test of the length costs little there
-        if variant.has_prefetch and (
-            variant.has_tail
-            or not variant.is_vector
-            or not can_prefetch(config, limits, dtype, is_paired=variant.is_paired)
-        ):
-            continue
-        yield variant
-
-
-@cache
-def _kernels(config: BlockConfig, limits: ArchLimits) -> tuple[tuple[KernelSpec, BlockConfig, int], ...]:
-    filters = [
-        FilterVariant(dtype, is_paired, is_general)
-        for dtype, is_paired, is_general in itertools.product(CUDA_TYPES, _BOOLEANS, _BOOLEANS)
-    ]
-    kernels = [(filter_spec(config, variant), config, config.exchange_bytes) for variant in filters]
-    for variant in _forward_variants(config, limits):
-        shared_bytes = forward_bytes(
-            config, variant.dtype, is_paired=variant.is_paired, has_prefetch=variant.has_prefetch
-        )
-        kernels.append((forward_spec(config, variant), config, shared_bytes))
-    return tuple(kernels)
-
-
-def iter_kernels(
-    arch: str | ArchLimits, *, fft_sizes: Iterable[int] | None = None
-) -> Iterator[tuple[KernelSpec, BlockConfig, int]]:
-    """Yield every kernel that a plan for `arch` may name: (spec, block configuration, dynamic shared memory in bytes).
-
-    Args:
-        arch: name of one of `ARCHS`, or the limits of a GPU.
-        fft_sizes: only kernels of these FFT sizes (real points); None yields all.
-
-    Raises:
-        InvalidArgumentError: an FFT size that no kernel of this architecture has.
-    """
-    limits = arch if isinstance(arch, ArchLimits) else arch_limits(arch)
-    wanted = None if fft_sizes is None else set(fft_sizes)
-    seen = set()
-    for config in fitting_configs(limits):
-        for spec, block, shared_bytes in _kernels(config, limits):
-            seen.add(spec.fft_size)
-            if wanted is None or spec.fft_size in wanted:
-                yield spec, block, shared_bytes
-    if wanted is not None and wanted - seen:
-        raise InvalidArgumentError(
-            message(
-                "fft_size",
-                got=", ".join(map(str, sorted(wanted - seen))),
-                allowed=f"on {limits.arch} {', '.join(map(str, sorted(seen)))}",
-                do="Pass one of these sizes.",
-            )
-        )
-
-
-def iter_kernel_specs(arch: str | ArchLimits, *, fft_sizes: Iterable[int] | None = None) -> Iterator[KernelSpec]:
-    """Yield the specs of `iter_kernels`."""
-    for spec, _, _ in iter_kernels(arch, fft_sizes=fft_sizes):
-        yield spec

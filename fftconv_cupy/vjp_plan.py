@@ -24,6 +24,7 @@ from fftconv_cupy.problem import Problem, Wanted
 from fftconv_cupy.source import KernelSpec
 
 _MANY_CHUNKS = 8  # sums of a channel that the filter's kernel adds up by itself
+_MOST_CHUNKS = 16  # of a channel where there are enough channels for all blocks: each leaves a sum in the workspace
 _ALIGNMENT = 256  # of each part of the workspace, in bytes
 
 
@@ -232,7 +233,8 @@ def make_chunks(channels: int, batch: int, config: BlockConfig, batch_slots: int
     """
     groups = -(-channels // (config.rows // batch_slots))
     group_steps = -(-batch // batch_slots)
-    chunk_steps = min(config.chunk_steps, -(-groups * group_steps // resident))
+    longest = max(config.chunk_steps, -(-group_steps // _MOST_CHUNKS))
+    chunk_steps = min(longest, -(-groups * group_steps // resident))
     group_chunks = -(-group_steps // chunk_steps)
     chunk_steps = -(-group_steps // group_chunks)
     return Chunks(groups, group_steps, chunk_steps, group_chunks, min(resident, groups * group_chunks))

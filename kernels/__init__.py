@@ -6,6 +6,8 @@ Each file includes only files above it in this list:
 - ``dft.cuh``: discrete Fourier transforms of a few points in registers.
 - ``layout.cuh``, ``block_fft.cuh``: which points a thread holds; the transform of one block through shared memory.
 - ``params.cuh``, ``io.cuh``: run-time parameters; loads and stores (lengths, alignment, gates, dtypes).
-- ``fftconv_fwd.cu``, ``fftconv_filter.cu``: the kernels themselves, the convolution (with pairing and the skip term)
-  and the filter spectrum.
+- ``spectrum.cuh``: a row's spectrum times that of the filter, or its conjugate, and the skip term.
+- ``fftconv_fwd.cu``, ``fftconv_filter.cu``: kernels, the convolution (with pairing) and the filter spectrum.
+- ``fftconv_bwd.cu``, ``fftconv_filter_bwd.cu``, ``fftconv_reduce.cu``: their transposes, the gradients of the rows and
+  of the filter, and the sum of the partial sums between them.
 """

@@ -116,7 +116,7 @@ def test_kernels_of_a_gpu_that_is_not_listed() -> None:
     gpu = ArchLimits("sm_87", 163 << 10, 164 << 10, 16, has_bulk_copy=False)
     specs = list(command.iter_kernel_specs(gpu))
     assert specs == list(command.iter_kernel_specs("sm_80"))
-    assert len(specs) < 1000, "the help says several hundred"
+    assert 900 < len(specs) < 1100, "the help says about a thousand"
 
 
 def test_warm_without_gpu_and_arch_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

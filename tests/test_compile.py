@@ -9,9 +9,9 @@ import pytest
 from scratch_kernel import ARCH, ENTRY, run_python, scratch_spec, write_scratch_kernel
 
 from fftconv_cupy.archs import ARCHS
-from fftconv_cupy.blocks import iter_kernel_specs
 from fftconv_cupy.compile import NVRTC_OPTIONS, compile_cubin, obtain_cubin, parse_ptxas_log, precompile
 from fftconv_cupy.errors import CompileError, InvalidArgumentError, UnsupportedDeviceError
+from fftconv_cupy.kernel_matrix import iter_kernel_specs
 
 pytest.importorskip("cupy", reason="compiling needs CuPy and NVRTC: pip install 'fftconv-cupy[cuda12]'")
 

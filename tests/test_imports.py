@@ -20,7 +20,7 @@ LAYERS = (
     ("autograd",),
     ("problem", "source", "archs", "dependencies", "cache"),
     ("readers", "blocks", "compile", "reference"),
-    ("arrays", "filters", "plan", "tables", "numpy_backend", "numeric"),
+    ("arrays", "filters", "plan", "kernel_matrix", "tables", "numpy_backend", "numeric"),
     ("checks", "vjp_plan", "jax_numpy"),
     ("launch",),
     ("launch_vjp",),
@@ -35,7 +35,19 @@ LAYERS = (
     ("__init__",),
     ("__main__",),
 )
-STDLIB_ONLY = ("errors", "params", "problem", "source", "archs", "blocks", "plan", "cache", "_version")
+STDLIB_ONLY = (
+    "errors",
+    "params",
+    "problem",
+    "source",
+    "archs",
+    "blocks",
+    "plan",
+    "kernel_matrix",
+    "vjp_plan",
+    "cache",
+    "_version",
+)
 FRAMEWORKS = ("cupy", "cupyx", "torch", "jax")
 # Imported by who has the framework only.
 JAX_MODULES = ("jax", "jax_numpy", "jax_primitives")

@@ -5,13 +5,16 @@ import itertools
 import numpy as np
 import pytest
 
+import fftconv_cupy
 from fftconv_cupy.archs import ARCHS, ArchLimits, arch_limits
-from fftconv_cupy.blocks import BLOCK_CONFIGS, BlockConfig, iter_kernels
+from fftconv_cupy.blocks import BLOCK_CONFIGS, BlockConfig
 from fftconv_cupy.errors import InvalidArgumentError, UnsupportedDeviceError, UnsupportedProblemError
+from fftconv_cupy.kernel_matrix import iter_kernels
 from fftconv_cupy.plan import WORKSPACE_LIMIT, block_config, filter_lags, make_plan
-from fftconv_cupy.problem import MODES, Problem, make_problem
+from fftconv_cupy.problem import MODES, Problem, Wanted, make_problem
 from fftconv_cupy.reference import fftconv_reference
 from fftconv_cupy.tables import twiddle_table
+from fftconv_cupy.vjp_plan import make_vjp_plan
 
 SM_90 = ARCHS["sm_90"]
 
@@ -77,14 +80,14 @@ def test_block_configs_are_whole(config: BlockConfig) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_kernel_fits_its_arch_and_is_yielded_once(arch: str) -> None:
     kernels = list(iter_kernels(arch))
-    assert len({spec for spec, _, _ in kernels}) == len(kernels) > 100
-    assert max(shared_bytes for _, _, shared_bytes in kernels) <= ARCHS[arch].block_shared_bytes
+    assert len({kernel.spec for kernel in kernels}) == len(kernels) > 100
+    assert max(kernel.shared_bytes for kernel in kernels) <= ARCHS[arch].block_shared_bytes
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("mode", MODES)
 def test_plans_name_only_kernels_of_the_compile_matrix(arch: str, mode: str) -> None:
-    known = {spec for spec, _, _ in iter_kernels(arch)}
+    known = {kernel.spec for kernel in iter_kernels(arch)}
     lengths = [1, 2, 100, 127, 128, 1000, 2048, 4096]
     options = [{}, {"in_gate": True}, {"in_gate": True, "out_gate": True}, {"skip": True}]
     for seqlen, filter_len, flags in itertools.product(lengths, [1, 30, 3000], options):
@@ -93,6 +96,41 @@ def test_plans_name_only_kernels_of_the_compile_matrix(arch: str, mode: str) -> 
             made = make_plan(planned, ARCHS[arch], is_vector=is_vector, is_bulk=is_bulk)
             assert made.forward in known
             assert made.filter in known
+            for wanted in (Wanted(u=True, k=True), Wanted(k=True), Wanted(in_gate=planned.in_gate, u=True)):
+                assert {
+                    spec for spec, _ in make_vjp_plan(planned, wanted, ARCHS[arch], is_vector=is_vector).kernels
+                } <= known
+
+
+@pytest.mark.parametrize("fft_size", [2 * points for points in BLOCK_CONFIGS])
+@pytest.mark.parametrize("channels", [1, 7, 768, 65536])
+@pytest.mark.parametrize("batch", [1, 3, 64, 5000])
+def test_workspace_of_gradients_stays_within_the_limit(fft_size: int, channels: int, batch: int) -> None:
+    for shared in (False, True):
+        convolution = problem("causal", fft_size // 2, batch=batch, channels=channels, shared_filter=shared, skip=True)
+        made = make_vjp_plan(convolution, Wanted(u=True, k=True, skip=True), SM_90)
+        assert made.workspace_bytes <= WORKSPACE_LIMIT or made.channel_group == 1
+        assert made.workspace_bytes <= 64 << 20
+        chunks = made.chunks
+        assert chunks.group_chunks * chunks.chunk_steps >= chunks.group_steps
+        assert (chunks.group_chunks - 1) * chunks.chunk_steps < chunks.group_steps
+        assert chunks.groups * made.group_channels >= made.channel_group
+        assert chunks.blocks <= made.resident_blocks
+
+
+def test_printing_a_plan_of_gradients_tells_where_everything_is_held() -> None:
+    everything = Wanted(u=True, k=True, in_gate=True, out_gate=True)
+    gated = problem("causal", 4096, batch=64, channels=768, in_gate=True, out_gate=True)
+    text = str(make_vjp_plan(gated, everything, SM_90))
+    for part in ("4 a row of 4096 complex points", "in shared memory meanwhile, in float32", "in registers, float32"):
+        assert part in text
+    long = str(make_vjp_plan(problem("causal", 16384, batch=16, channels=768), Wanted(u=True, k=True), SM_90))
+    for part in ("3 a row of 16384", "11 of 16 parts", "in L2, by the threads that own it", "384 KB a row"):
+        assert part in long
+    assert "nothing is summed" in str(make_vjp_plan(gated, Wanted(u=True), SM_90))
+    assert "one filter for all channels" in str(
+        make_vjp_plan(problem("same", 100, shared_filter=True), Wanted(k=True), SM_90)
+    )
 
 
 @pytest.mark.parametrize("fft_size", [2 * points for points in BLOCK_CONFIGS])
@@ -208,3 +246,15 @@ def test_twiddles_are_roots_of_unity_rounded_once(config: BlockConfig, is_paired
     np.testing.assert_allclose(np.hypot(table[::2], table[1::2]), 1, atol=1e-7)
     sizes = [3 << (log2 - 2 + sum(config.log2_radices[:i])) for i, log2 in enumerate(config.log2_radices) if i]
     assert table.size == 4 * sum(sizes)  # four floats a float4, as Layout::forward_table counts
+
+
+def test_the_public_plan_tells_of_gradients_too() -> None:
+    sizes = {"batch": 3, "channels": 5, "seqlen": 101, "filter_len": 7, "arch": "sm_80"}
+    made = fftconv_cupy.plan(**sizes, in_gate=True, wrt=("k", "in_gate"))
+    assert made.wanted == Wanted(k=True, in_gate=True)
+    assert not made.variant.is_vector
+    assert fftconv_cupy.plan(**sizes, prepared=True, wrt="u").launches == 1
+    with pytest.raises(InvalidArgumentError, match="'skip', which was not given"):
+        fftconv_cupy.plan(**sizes, wrt=("skip",))
+    with pytest.raises(InvalidArgumentError, match="a prepared filter"):
+        fftconv_cupy.plan(**sizes, prepared=True, wrt=("k",))

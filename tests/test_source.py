@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from scratch_kernel import scratch_spec, write_scratch_kernel
 
-from fftconv_cupy.blocks import iter_kernel_specs
 from fftconv_cupy.errors import InvalidArgumentError
+from fftconv_cupy.kernel_matrix import iter_kernel_specs
 from fftconv_cupy.source import KernelSpec, build_source, digest
 
 SPEC = KernelSpec("fftconv_test", 64, (("FFTCONV_A", "1"), ("FFTCONV_LIST", "2, 3")))

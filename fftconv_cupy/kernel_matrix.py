@@ -1,0 +1,161 @@
+"""Every kernel that a plan may name: what the compile matrix checks, and what ``fftconv cache warm`` compiles."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from fftconv_cupy.archs import ArchLimits, arch_limits
+from fftconv_cupy.blocks import (
+    CUDA_TYPES,
+    EXTRAS,
+    QUAD_BYTES,
+    REDUCE_THREADS,
+    BackwardVariant,
+    BlockConfig,
+    FilterVariant,
+    ForwardVariant,
+    backward_spec,
+    can_prefetch,
+    filter_backward_spec,
+    filter_spec,
+    fitting_configs,
+    forward_bytes,
+    forward_spec,
+    reduce_spec,
+    stash_quads,
+)
+from fftconv_cupy.errors import InvalidArgumentError, message
+from fftconv_cupy.source import KernelSpec
+
+_BOOLEANS = (False, True)
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One kernel of an architecture.
+
+    Attributes:
+        spec: what is compiled.
+        threads: of a block.
+        min_blocks: blocks that should fit on a multiprocessor, which bounds the registers of a thread.
+        shared_bytes: dynamic shared memory of a block.
+        is_usual: not one of the many for a few of the gradients only.
+    """
+
+    spec: KernelSpec
+    threads: int
+    min_blocks: int
+    shared_bytes: int
+    is_usual: bool = True
+
+
+def iter_kernels(arch: str | ArchLimits, *, fft_sizes: Iterable[int] | None = None) -> Iterator[Kernel]:
+    """Yield every kernel that a plan for `arch` may name.
+
+    Args:
+        arch: name of one of `ARCHS`, or the limits of a GPU.
+        fft_sizes: only kernels of these FFT sizes (real points); None yields all.
+
+    Raises:
+        InvalidArgumentError: an FFT size that no kernel of this architecture has.
+    """
+    limits = arch if isinstance(arch, ArchLimits) else arch_limits(arch)
+    wanted = None if fft_sizes is None else set(fft_sizes)
+    seen = set()
+    for config in fitting_configs(limits):
+        for kernel in _kernels(config, limits):
+            seen.add(kernel.spec.fft_size)
+            if wanted is None or kernel.spec.fft_size in wanted:
+                yield kernel
+    if wanted is not None and wanted - seen:
+        raise InvalidArgumentError(
+            message(
+                "fft_size",
+                got=", ".join(map(str, sorted(wanted - seen))),
+                allowed=f"on {limits.arch} {', '.join(map(str, sorted(seen)))}",
+                do="Pass one of these sizes.",
+            )
+        )
+
+
+def iter_kernel_specs(arch: str | ArchLimits, *, fft_sizes: Iterable[int] | None = None) -> Iterator[KernelSpec]:
+    """Yield the specs of the usual ones of `iter_kernels`: of gradients those of all inputs."""
+    for kernel in iter_kernels(arch, fft_sizes=fft_sizes):
+        if kernel.is_usual:
+            yield kernel.spec
+
+
+@cache
+def _kernels(config: BlockConfig, limits: ArchLimits) -> tuple[Kernel, ...]:
+    kernels = []
+    for dtype, is_paired, is_general in itertools.product(CUDA_TYPES, _BOOLEANS, _BOOLEANS):
+        spec = filter_spec(config, FilterVariant(dtype, is_paired, is_general))
+        kernels.append(Kernel(spec, config.threads, config.min_blocks, config.exchange_bytes))
+    for variant in _forward_variants(config, limits):
+        shared_bytes = forward_bytes(
+            config, variant.dtype, is_paired=variant.is_paired, has_prefetch=variant.has_prefetch
+        )
+        kernels.append(Kernel(forward_spec(config, variant), config.threads, config.min_blocks, shared_bytes))
+    for dtype in CUDA_TYPES:
+        spec = filter_backward_spec(config, dtype)
+        kernels.append(Kernel(spec, config.threads, config.min_blocks, config.exchange_bytes))
+    kernels.append(Kernel(reduce_spec(config), REDUCE_THREADS, 1, REDUCE_THREADS * QUAD_BYTES))
+    for gradients in _backward_variants(config, limits):
+        has_rows = gradients.has_in_gradient and gradients.has_out_gradient == (gradients.extras != "none")
+        kernels.append(
+            Kernel(
+                backward_spec(config, gradients),
+                config.threads,
+                gradients.min_blocks(config),
+                gradients.shared_bytes(config),
+                is_usual=has_rows and gradients.has_sum,
+            )
+        )
+    return tuple(kernels)
+
+
+def _forward_variants(config: BlockConfig, limits: ArchLimits) -> Iterator[ForwardVariant]:
+    """Yield the variants that a plan may name."""
+    flags = itertools.product(_BOOLEANS, repeat=5)
+    for (is_paired, is_complex, has_tail, is_vector, has_prefetch), dtype, extras in itertools.product(
+        flags, CUDA_TYPES, EXTRAS
+    ):
+        variant = ForwardVariant(dtype, is_paired, is_complex, has_tail, is_vector, extras, has_prefetch)
+        if variant.is_paired and not variant.is_complex:
+            continue  # the second row is the imaginary part
+        if variant.is_complex and not variant.is_paired and not variant.has_tail:
+            continue  # rows of 2M points exactly leave no room for a filter
+        if not variant.is_vector and not variant.has_tail:
+            continue  # odd addresses are no reason for a kernel of their own: the test of the length costs little there
+        if variant.has_prefetch and (
+            variant.has_tail
+            or not variant.is_vector
+            or not can_prefetch(config, limits, dtype, is_paired=variant.is_paired)
+        ):
+            continue
+        yield variant
+
+
+def _backward_variants(config: BlockConfig, limits: ArchLimits) -> Iterator[BackwardVariant]:
+    """Yield the variants that a plan of gradients may name."""
+    flags = itertools.product(_BOOLEANS, repeat=6)
+    for (is_complex, has_tail, is_vector, *wanted), dtype, extras in itertools.product(flags, CUDA_TYPES, EXTRAS):
+        has_in_gradient, has_out_gradient, has_sum = wanted
+        if not any(wanted) or (has_out_gradient and extras == "none"):
+            continue
+        if not has_tail and (is_complex or not is_vector):
+            continue  # as forward
+        yield BackwardVariant(
+            dtype,
+            is_complex,
+            has_tail,
+            is_vector,
+            extras,
+            has_in_gradient,
+            has_out_gradient,
+            has_sum,
+            stash_quads(config, limits) if has_sum else 0,
+        )
