@@ -74,7 +74,9 @@ class LoadedKernel:
         self._set_context: Callable[[int], None] = driver.ctxSetCurrent
         self._launch: Callable[..., None] = driver.launchKernel
 
-    def launch(self, grid: tuple[int, int, int], threads: int, params: ctypes.Structure, stream: int) -> None:
+    def launch(
+        self, grid: tuple[int, int, int], threads: int, params: ctypes.Structure, stream: int, address: int = 0
+    ) -> None:
         """Launch with ``params`` as the only argument, by value, asynchronously on ``stream``.
 
         ``params`` is read before this returns. This calls the driver's own launch, without CuPy's look-ups of device
@@ -85,16 +87,19 @@ class LoadedKernel:
             threads: threads a block, in x.
             params: the struct that the entry takes.
             stream: handle of a stream of the kernel's own device.
+            address: of a pointer to `params`, where the caller has one; 0 makes one.
         """
-        argument = ctypes.c_void_p(ctypes.addressof(params))
+        if not address:
+            pointer = ctypes.c_void_p(ctypes.addressof(params))
+            address = ctypes.addressof(pointer)
         current = self._current_context()
         if current == self._context:
-            self._launch(self._handle, *grid, threads, 1, 1, self.smem_bytes, stream, ctypes.addressof(argument), 0)
+            self._launch(self._handle, *grid, threads, 1, 1, self.smem_bytes, stream, address, 0)
             return
         # Another device is current in this thread, or none yet.
         self._set_context(self._context)
         try:
-            self._launch(self._handle, *grid, threads, 1, 1, self.smem_bytes, stream, ctypes.addressof(argument), 0)
+            self._launch(self._handle, *grid, threads, 1, 1, self.smem_bytes, stream, address, 0)
         finally:
             self._set_context(current)
 

@@ -6,6 +6,7 @@ look-up, an argument structure of its own (callers may be concurrent) and a laun
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from fftconv_cupy.compile import LoadedKernel, load_kernel, precompile
 from fftconv_cupy.dependencies import import_cupy, import_nvrtc
 from fftconv_cupy.errors import UnsupportedDeviceError, message
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.params import FilterParams, FwdParams, Lags
+from fftconv_cupy.params import FilterParams, FwdParams, Lags, packer
 from fftconv_cupy.plan import FilterLags, Plan, block_config, make_plan
 from fftconv_cupy.problem import ITEM_BYTES, Problem
 from fftconv_cupy.source import KernelSpec
@@ -31,12 +32,29 @@ from fftconv_cupy.vjp_plan import VjpPlan
 
 @dataclass(frozen=True, slots=True)
 class _Launcher:
-    """A plan with its kernels loaded on a device."""
+    """A plan with its kernels loaded on a device, and the numbers that are the same in each call of the fused one."""
 
     plan: Plan
     forward: LoadedKernel
     filter: LoadedKernel
     twiddles: int
+    threads: int
+    spectrum_stride: int
+    sizes: tuple[int, ...]
+    scale: float
+
+
+class _Arguments(threading.local):
+    """Arguments of the fused kernel, filled anew for each launch: callers may be concurrent."""
+
+    def __init__(self) -> None:
+        self.forward = FwdParams()
+        self._pointer = ctypes.c_void_p(ctypes.addressof(self.forward))
+        self.address = ctypes.addressof(self._pointer)
+
+
+_arguments = _Arguments()
+_pack_forward = packer(FwdParams).pack_into
 
 
 _launchers: dict[tuple[Problem, int, bool, bool, bool], _Launcher] = {}
@@ -245,6 +263,14 @@ def _new_launcher(key: tuple[Problem, int, bool, bool, bool]) -> _Launcher:
         forward=loads[0].result(),
         filter=loads[1].result(),
         twiddles=device_table(config, made.strategy == "paired", device),
+        threads=config.threads,
+        spectrum_stride=0 if problem.shared_filter else config.points // 2,
+        sizes=(
+            *(problem.seqlen, problem.out_len, made.log2_batch_slots),
+            *made.turns,
+            *(int(problem.in_gate), int(problem.out_gate)),
+        ),
+        scale=1.0 / config.points,
     )
     with _lock:
         if len(_launchers) >= _REMEMBERED:
@@ -283,35 +309,26 @@ def _launch_forward(
         channels: number of channels.
         stream: handle of the stream.
     """
-    made = launcher.plan
-    problem, points = made.problem, made.config.points
     u, in_gate, out_gate, y = pointers
-    params = FwdParams(
+    arguments = _arguments
+    params = arguments.forward
+    _pack_forward(
+        params,
+        0,
         # A gate that is absent has an address that can be read: that of u, or a row of the spectrum over and over.
-        u,
-        in_gate or u,
-        out_gate or spectrum,
-        y,
-        spectrum,
-        launcher.twiddles,
-        skip,
+        *(u, in_gate or u, out_gate or spectrum, y, spectrum, launcher.twiddles, skip),
         *strides[:2],
         *(strides[2:4] if in_gate else strides[:2]),
         *strides[4:],
-        0 if problem.shared_filter else points // 2,
-        problem.batch,
+        launcher.spectrum_stride,
+        launcher.plan.problem.batch,
         channels,
-        problem.seqlen,
-        problem.out_len,
-        made.log2_batch_slots,
-        *made.turns,
-        problem.in_gate,
-        problem.out_gate,
+        *launcher.sizes,
         skip_is_float,
-        1.0 / points,
+        launcher.scale,
         0,
     )
-    launcher.forward.launch(made.grid, made.config.threads, params, stream)
+    launcher.forward.launch(launcher.plan.grid, launcher.threads, params, stream, arguments.address)
 
 
 def launch_filter(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import itertools
 
 import numpy as np
@@ -10,6 +11,7 @@ from fftconv_cupy.archs import ARCHS, ArchLimits, arch_limits
 from fftconv_cupy.blocks import BLOCK_CONFIGS, BlockConfig
 from fftconv_cupy.errors import InvalidArgumentError, UnsupportedDeviceError, UnsupportedProblemError
 from fftconv_cupy.kernel_matrix import iter_kernels
+from fftconv_cupy.params import FwdParams, packer
 from fftconv_cupy.plan import WORKSPACE_LIMIT, block_config, filter_lags, make_plan
 from fftconv_cupy.problem import MODES, Problem, Wanted, make_problem
 from fftconv_cupy.reference import fftconv_reference
@@ -258,3 +260,12 @@ def test_the_public_plan_tells_of_gradients_too() -> None:
         fftconv_cupy.plan(**sizes, wrt=("skip",))
     with pytest.raises(InvalidArgumentError, match="a prepared filter"):
         fftconv_cupy.plan(**sizes, prepared=True, wrt=("k",))
+
+
+def test_packed_arguments_are_those_of_the_structure() -> None:
+    packed = packer(FwdParams)
+    assert packed.size == ctypes.sizeof(FwdParams)
+    values = list(range(1, len(FwdParams._fields_) + 1))
+    filled = FwdParams()
+    packed.pack_into(filled, 0, *values)
+    assert bytes(filled) == bytes(FwdParams(*values))

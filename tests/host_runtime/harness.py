@@ -137,7 +137,9 @@ class HostLoadedKernel:
         self.kernel = kernel
         self.smem_bytes = smem_bytes
 
-    def launch(self, grid: tuple[int, int, int], threads: int, params: ctypes.Structure, stream: int) -> None:
+    def launch(
+        self, grid: tuple[int, int, int], threads: int, params: ctypes.Structure, stream: int, address: int = 0
+    ) -> None:
         """Run the kernel at once."""
         self.kernel.launch(grid, threads, self.smem_bytes, params)
 
