@@ -1,4 +1,4 @@
-"""The examples and the README's snippets run as they stand."""
+"""The examples run as they stand, and fail where they should."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from click.testing import CliRunner
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = ("--device", "cpu", "--batch", "8", "--length", "128", "--width", "64")
 TINY = ("--device", "cpu", "--batch", "2", "--length", "32", "--width", "8", "--layers", "1")
-SNIPPETS = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
 
 
 def test_quickstart_agrees_with_direct_sums():
@@ -29,20 +28,6 @@ def test_quickstart_agrees_with_direct_sums():
     names = [line.partition(":")[0].split(" on ")[0] for line in lines[1:-1]]
     assert names == ["NumPy", "CuPy", "torch", "JAX"]
     assert lines[-1].endswith("fine")
-
-
-@pytest.mark.parametrize("number", range(4), ids=["torch", "jax", "cupy", "numpy"])
-def test_snippets_of_the_readme(number):
-    """Run on the CPU: the GPU's snippets with NumPy or CPU arrays in their place, and fewer channels."""
-    framework = ("torch", "jax", "numpy", "numpy")[number]
-    pytest.importorskip(framework)
-    code = SNIPPETS[number].replace(', device="cuda"', "").replace("768", "4")
-    code = code.replace("import cupy\n", "import numpy as cupy\n")
-    names: dict[str, object] = {}
-    exec(code, names)
-    stated = re.search(r"# \((\d+(?:, \d+)*)\)$", SNIPPETS[number], re.MULTILINE)
-    if stated:
-        assert names["y"].shape == tuple(map(int, stated[1].split(", ")))
 
 
 @pytest.fixture
