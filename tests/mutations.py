@@ -361,8 +361,8 @@ KERNEL_MUTATIONS = (
     Mutation(
         "shared filter",
         "fftconv_cupy/launch.py",
-        "0 if problem.shared_filter else points // 2,",
-        "points // 2,",
+        "spectrum_stride=0 if problem.shared_filter else config.points // 2,",
+        "spectrum_stride=config.points // 2,",
         _rows("many_channels", "M256-float16-real-gates-tail-groups"),
     ),
     Mutation(

@@ -44,7 +44,7 @@ def test_the_compile_matrix_meets_every_size_dtype_flag_and_architecture() -> No
     everything = compile_all.jobs_of(tuple(ARCHS), (), "all")
     sample = compile_all.jobs_of(tuple(ARCHS), (), "pairwise")
     assert _pairs([job.axes for job in sample]) == _pairs([job.axes for job in everything])
-    assert len(sample) < 150
+    assert len(sample) < 170
     assert {job.arch for job in sample} == set(ARCHS)
 
 
