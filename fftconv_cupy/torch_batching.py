@@ -103,7 +103,7 @@ class _Mapped:
             return result.unflatten(-2, (self._size, self._channels)).movedim(-3, 0)
         apart = result.unflatten(0, (self._size, self._channels))
         k: Any = self._front["k"]
-        return apart.sum(1) if name == "k" and k.ndim == 2 else apart
+        return apart.sum(1).to(k.dtype) if name == "k" and k.ndim == 2 else apart
 
     def _to_front(self, name: str) -> torch.Tensor | None:
         tensor, dim = self._given[name], self._dims[name]
@@ -122,6 +122,9 @@ class _Mapped:
         if tensor is None or name == "skip":
             return tensor if tensor is None else tensor.flatten()
         if name == "k":
-            filters = tensor if tensor.ndim == 3 else tensor.unsqueeze(1).expand(-1, self._channels, -1)
-            return filters.flatten(0, 1)
+            if tensor.ndim == 3:
+                return tensor.flatten(0, 1)
+            # A filter for all channels becomes one for each, in float32 or better: its gradient is rounded when summed.
+            wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+            return wide.unsqueeze(1).expand(-1, self._channels, -1).flatten(0, 1)
         return tensor if self._axes == 1 else tensor.movedim(0, -3).flatten(-3, -2)

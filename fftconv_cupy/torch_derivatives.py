@@ -66,6 +66,8 @@ class _Convolution(_SingleLevelFunction):  # type: ignore[misc]  # torch is unty
         if dy is not None:
             u, *others = ctx.saved_tensors
             if u is None:
+                # Once here rather than twice below, where both would be copied for their last axis.
+                dy = dy if dy.stride(-1) == 1 else dy.contiguous()
                 u = dy[..., : ctx.seqlen]  # of the shape, dtype and device of u, and not read
             gradients = vjp_op(dy, u, *others, *_options(ctx), wrt)
         return (None, *gradients, None, None, None)

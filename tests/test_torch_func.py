@@ -118,6 +118,22 @@ def test_vmap_of_the_gradients_is_the_calls_one_by_one(shape, shared, wrt):
         assert close(vmap(gradients, dims)(*args), one_by_one(gradients, dims, args)), dims
 
 
+def test_a_mapped_gradient_of_a_shared_filter_is_rounded_after_the_sum():
+    """By channel it would leave float16, with both signs."""
+    u = torch.full((2, 4, 8), 100.0, dtype=torch.float16)
+    u[:, 1::2] *= -1
+    u[:, 0, 0] += 1
+    k, dy = torch.ones(2, 3, dtype=torch.float16), torch.full((4, 8), 200.0, dtype=torch.float16)
+
+    def gradient(u, k):
+        return vjp(lambda k: fftconv(u, k), k)[1](dy)[0]
+
+    expected = torch.stack([gradient(*pair) for pair in zip(u, k, strict=True)])
+    assert torch.isfinite(expected).all()
+    assert torch.equal(vmap(gradient)(u, k), expected)
+    assert torch.equal(vmap(gradient, in_dims=(0, None))(u, k[0]), expected)
+
+
 def test_vmap_of_an_empty_batch():
     u = torch.ones(3, 0, 2, 8)
     assert vmap(fftconv, (0, None))(u, torch.ones(2, 4)).shape == u.shape
