@@ -17,12 +17,10 @@ from vjp_cases import agreement
 
 from fftconv_cupy import Gradients, fftconv_vjp, launch_vjp
 from fftconv_cupy.archs import ARCHS
-from fftconv_cupy.benchmarks.problems import Case, Inputs, make_inputs
+from fftconv_cupy.benchmarks.problems import Case, Inputs, gradients_of, make_inputs, make_output_gradient
 from fftconv_cupy.blocks import BLOCK_CONFIGS, COMPLEX_BYTES, EXTRAS
 from fftconv_cupy.plan import block_config, max_points
 from fftconv_cupy.problem import DTYPES, MODES, Problem
-from fftconv_cupy.readers import NUMPY_DTYPES
-from fftconv_cupy.reference import fftconv_vjp_reference
 from fftconv_cupy.vjp_plan import VjpPlan
 
 KINDS = ("real", "complex")
@@ -136,9 +134,8 @@ def _serves(case: Case, arch: str, points: int, *, is_real: bool) -> bool:
 
 
 def make_dy(case: Case) -> np.ndarray:
-    """Draw the gradient of the output of a case."""
-    rng = np.random.default_rng(len(case.label) * 1000 + case.seqlen)
-    return rng.standard_normal((case.batch, case.channels, case.problem.out_len)).astype(NUMPY_DTYPES[case.dtype])
+    """Draw the gradient of the output of a case, to be changed at will."""
+    return make_output_gradient(case).copy()
 
 
 def run(
@@ -177,20 +174,6 @@ def run(
         return Gradients(*(None if grad is None else to_numpy(grad).copy() for grad in grads)), launcher.plan
 
 
-def reference(case: Case, inputs: Inputs, dy: np.ndarray) -> Gradients:
-    """Return all gradients in float64."""
-    return fftconv_vjp_reference(
-        dy,
-        inputs.u,
-        inputs.k,
-        mode=case.mode,
-        fft_size=case.fft_size,
-        in_gate=inputs.in_gate,
-        out_gate=inputs.out_gate,
-        skip=inputs.skip,
-    )
-
-
 def judge(case: Case, grads: Gradients, grads64: Gradients) -> None:
     """Hold gradients against float64, each by its own bound."""
     for name, grad, grad64 in zip(Gradients._fields, grads, grads64, strict=True):
@@ -216,7 +199,7 @@ def check(vjp_case: VjpCase, *, orders: tuple[str, ...] = ORDERS, race_check: bo
     for name, grad in zip(Gradients._fields, results[0], strict=True):
         is_given = name in ("u", "k") or getattr(inputs, name) is not None
         assert (grad is not None) == (is_given if vjp_case.wrt is None else name in vjp_case.wrt)
-    judge(case, results[0], reference(case, inputs, dy))
+    judge(case, results[0], gradients_of(case, inputs, dy))
     return made
 
 
