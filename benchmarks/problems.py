@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,6 +142,11 @@ class Inputs:
     out_gate: Array | None
     skip: Array | None
 
+    @property
+    def named(self) -> dict[str, Any]:
+        """The arrays by the names of the arguments that they are."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
 
 def make_inputs(case: Case) -> Inputs:
     """Draw the inputs of a case: the same ones in every run and on every machine.
@@ -185,29 +191,12 @@ def make_output_gradient(case: Case) -> Array:
 
 def reference_of(case: Case, inputs: Inputs) -> NDArray[np.float64]:
     """Return the float64 result of a case, (B, H, outputs)."""
-    return fftconv_reference(
-        inputs.u,
-        inputs.k,
-        mode=case.mode,
-        fft_size=case.fft_size,
-        in_gate=inputs.in_gate,
-        out_gate=inputs.out_gate,
-        skip=inputs.skip,
-    )
+    return fftconv_reference(**inputs.named, mode=case.mode, fft_size=case.fft_size)
 
 
 def gradients_of(case: Case, inputs: Inputs, dy: Array) -> Gradients:
     """Return the float64 gradients that a case asks for, None for the rest."""
-    grads = fftconv_vjp_reference(
-        dy,
-        inputs.u,
-        inputs.k,
-        mode=case.mode,
-        fft_size=case.fft_size,
-        in_gate=inputs.in_gate,
-        out_gate=inputs.out_gate,
-        skip=inputs.skip,
-    )
+    grads = fftconv_vjp_reference(dy, **inputs.named, mode=case.mode, fft_size=case.fft_size)
     return Gradients(*(grad if is_wanted else None for grad, is_wanted in zip(grads, case.wanted, strict=True)))
 
 

@@ -80,6 +80,7 @@ class VjpPlan:
         reduce: the kernel that adds up sums.
         lags: where the taps lie in the ring.
         is_prepared: the spectrum comes with the call.
+        needs_spectrum: it is made by the call.
         shared_bytes: dynamic shared memory of a block of `backward`.
         log2_batch_slots: log2 of the rows of a block that differ in batch.
         resident_blocks: blocks of `backward` that the GPU holds at a time, at most so many are launched.
@@ -102,6 +103,7 @@ class VjpPlan:
     reduce: KernelSpec
     lags: FilterLags
     is_prepared: bool
+    needs_spectrum: bool
     shared_bytes: int
     log2_batch_slots: int
     resident_blocks: int
@@ -116,11 +118,6 @@ class VjpPlan:
     def group_channels(self) -> int:
         """Channels that a block takes side by side."""
         return self.config.rows >> self.log2_batch_slots
-
-    @property
-    def needs_spectrum(self) -> bool:
-        """The filter's spectrum is made by the call."""
-        return not self.is_prepared and (self.variant.has_in_gradient or self.variant.has_out_gradient)
 
     @property
     def kernels(self) -> tuple[tuple[KernelSpec, int], ...]:
@@ -198,8 +195,9 @@ def make_vjp_plan(
     is_general = lags.is_wrapped or lags.positive > points
     slots = min(config.rows, 1 << max(0, problem.batch - 1).bit_length())
     resident = resident_blocks(config, variant, limits)
+    needs_spectrum = not is_prepared and (variant.has_in_gradient or variant.has_out_gradient)
     group, chunks, has_reduce, workspace = _channel_group(
-        problem, wanted, config, variant, slots, resident, is_prepared
+        problem, wanted, config, variant, slots, resident, needs_spectrum
     )
     return VjpPlan(
         problem=problem,
@@ -213,6 +211,7 @@ def make_vjp_plan(
         reduce=reduce_spec(config),
         lags=lags,
         is_prepared=is_prepared,
+        needs_spectrum=needs_spectrum,
         shared_bytes=variant.shared_bytes(config),
         log2_batch_slots=slots.bit_length() - 1,
         resident_blocks=resident,
@@ -220,7 +219,7 @@ def make_vjp_plan(
         chunks=chunks,
         has_reduce=has_reduce,
         workspace=workspace,
-        launches=_launches(problem, wanted, variant, -(-problem.channels // group), has_reduce, is_prepared),
+        launches=_launches(problem, wanted, variant, -(-problem.channels // group), has_reduce, needs_spectrum),
         reasons=_reasons(problem, wanted, config, variant, has_reduce),
     )
 
@@ -247,10 +246,9 @@ def _channel_group(
     variant: BackwardVariant,
     slots: int,
     resident: int,
-    is_prepared: bool,
+    needs_spectrum: bool,
 ) -> tuple[int, Chunks, bool, Workspace]:
     """Return the channels of a group, and what follows: as few groups as the workspace limit allows, of like size."""
-    needs_spectrum = not is_prepared and (variant.has_in_gradient or variant.has_out_gradient)
     groups = 1
     while True:
         group = -(-problem.channels // groups)
@@ -274,10 +272,9 @@ def _channel_group(
 
 
 def _launches(
-    problem: Problem, wanted: Wanted, variant: BackwardVariant, groups: int, has_reduce: bool, is_prepared: bool
+    problem: Problem, wanted: Wanted, variant: BackwardVariant, groups: int, has_reduce: bool, needs_spectrum: bool
 ) -> int:
     """Return the kernels that a call launches."""
-    needs_spectrum = not is_prepared and (variant.has_in_gradient or variant.has_out_gradient)
     count = groups + has_reduce * groups
     if problem.shared_filter:
         return count + needs_spectrum + wanted.skip * groups + wanted.k * (groups + 1)
