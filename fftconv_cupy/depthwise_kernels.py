@@ -1,0 +1,260 @@
+"""The depthwise kernels: tile shapes, variants, shared memory, and the specification of each."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+from fftconv_cupy.blocks import CUDA_TYPES, REDUCE_THREADS
+from fftconv_cupy.depthwise_params import (
+    DepthwiseParams,
+    DepthwiseReduceParams,
+    DepthwiseStateParams,
+    DepthwiseUpdateParams,
+)
+from fftconv_cupy.problem import ITEM_BYTES
+from fftconv_cupy.source import KernelSpec
+
+VECTOR_BYTES = 16
+ROW_THREADS = 128  # of depthwise_fwd, depthwise_bwd, depthwise_update and depthwise_state
+TILE_THREADS = 256  # of depthwise_tile and depthwise_taps
+RUN = 16  # points of a thread of depthwise_tile, and points between gaps in shared memory
+GROUP_TAPS = 8  # of a thread of depthwise_taps
+MAX_GROUPS = 8  # of taps in a block of it
+MAX_FORWARD_TAPS = 16  # of depthwise_fwd
+MAX_BACKWARD_TAPS = 8  # of depthwise_bwd
+EPILOGUES = ("none", "silu", "slope")  # in the order of the kernel's enum
+_AXES = ("BHL", "BLH")  # in the order of the kernels' enum
+_CACHE_FOLDER = 0  # of FFT sizes
+
+TILE_SHAPES = {"BHL": ((1, 4096), (4, 1024), (16, 256)), "BLH": ((32, 128), (8, 512))}
+"""Channels and points of a block of depthwise_tile, by layout."""
+
+TAPS_SHAPES = {"BHL": ((1, 2048), (4, 512), (16, 128)), "BLH": ((32, 64), (8, 256))}
+"""The same of depthwise_taps."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowVariant:
+    """Flags of depthwise_fwd, and with `has_input` and `has_sums` of depthwise_bwd.
+
+    Attributes:
+        dtype: of x and y.
+        layout: "BHL" or "BLH".
+        taps: width of the filter.
+        pad: of the problem where the layout is BHL, where it is a constant of the kernel; else 0.
+        has_silu: with the activation.
+        is_backward: depthwise_bwd.
+        has_input: the gradient of x is made.
+        has_sums: the gradients of weight and bias are made.
+    """
+
+    dtype: str
+    layout: str
+    taps: int
+    pad: int
+    has_silu: bool
+    is_backward: bool = False
+    has_input: bool = False
+    has_sums: bool = False
+
+    @property
+    def vector(self) -> int:
+        """Elements of unit stride that a thread accesses together."""
+        widest = VECTOR_BYTES // ITEM_BYTES[self.dtype]
+        if self.layout == "BHL":
+            return widest
+        # Taps, points and sums of so many channels fit in registers.
+        if self.is_backward:
+            return min(widest, 4) if self.taps <= 4 and self.dtype != "float32" else 2
+        return min(widest, 8 if self.taps <= 4 else 4 if self.taps <= 8 else 2)
+
+    @property
+    def repeat(self) -> int:
+        """Vectors that a thread takes at a time: in BHL side by side (backward) or a block apart, in BLH in time."""
+        if self.layout == "BLH":
+            return 4 if self.vector >= 4 else 8
+        if not self.is_backward:
+            return 2
+        return 2 if self.taps > 4 or self.dtype == "float32" else 1
+
+    @property
+    def min_blocks(self) -> int:
+        """Blocks that should fit on a multiprocessor; bounds the registers of a thread."""
+        if self.is_backward:
+            return 3 if self.layout == "BLH" else 4
+        return 6 if self.layout == "BHL" and self.taps <= 8 else 4
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory of a block: sums of its warps, or of shorter rows."""
+        has_exchange = self.is_backward and self.layout == "BHL" and self.has_sums
+        return 4 * ROW_THREADS * (self.taps + 1) if has_exchange else 0
+
+
+@dataclass(frozen=True, slots=True)
+class TileVariant:
+    """Flags of depthwise_tile.
+
+    Attributes:
+        in_dtype: of what is correlated: x, dy, or dz, which is float32.
+        dy_dtype: of dy, and of the gradient of the final state.
+        out_dtype: of what is written.
+        layout: "BHL" or "BLH".
+        shape: one of `TILE_SHAPES`.
+        width: of the filter.
+        epilogue: one of `EPILOGUES`.
+        has_seq_idx: with sequence indices.
+        is_vector: 16 bytes are accessed together.
+    """
+
+    in_dtype: str
+    dy_dtype: str
+    out_dtype: str
+    layout: str
+    shape: tuple[int, int]
+    width: int
+    epilogue: str
+    has_seq_idx: bool
+    is_vector: bool
+
+    @property
+    def taps(self) -> int:
+        """Taps that shared memory has room for."""
+        return -(-self.width // RUN) * RUN
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory of a block: points, taps, sequence indices."""
+        channels, points = self.shape
+        pitch = _gapped(points + self.taps)
+        return 4 * (channels * (pitch + self.taps + 4) + (pitch if self.has_seq_idx else 0))
+
+
+@dataclass(frozen=True, slots=True)
+class TapsVariant:
+    """Flags of depthwise_taps; those that it shares with `TileVariant` mean the same.
+
+    Attributes:
+        in_dtype: of x.
+        dz_dtype: of dz.
+        layout: "BHL" or "BLH".
+        shape: one of `TAPS_SHAPES`.
+        groups: of 8 taps that a block takes.
+        has_seq_idx: with sequence indices.
+        is_vector: 16 bytes are accessed together.
+    """
+
+    in_dtype: str
+    dz_dtype: str
+    layout: str
+    shape: tuple[int, int]
+    groups: int
+    has_seq_idx: bool
+    is_vector: bool
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory of a block: points of x and dz, sequence indices of both."""
+        channels, points = self.shape
+        pitches = _gapped(points + -(-self.groups // 2) * RUN) + _gapped(points)
+        return 4 * pitches * (channels + self.has_seq_idx)
+
+
+def row_spec(variant: RowVariant) -> KernelSpec:
+    """Return depthwise_fwd or depthwise_bwd."""
+    defines = [
+        ("FFTCONV_IO_T", CUDA_TYPES[variant.dtype]),
+        ("FFTCONV_AXIS", str(_AXES.index(variant.layout))),
+        ("FFTCONV_TAPS", str(variant.taps)),
+        ("FFTCONV_PAD", str(variant.pad)),
+        ("FFTCONV_VECTOR", str(variant.vector)),
+        ("FFTCONV_REPEAT", str(variant.repeat)),
+        ("FFTCONV_THREADS", str(ROW_THREADS)),
+        ("FFTCONV_MIN_BLOCKS", str(variant.min_blocks)),
+        ("FFTCONV_HAS_SILU", str(int(variant.has_silu))),
+        ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(DepthwiseParams))),
+    ]
+    if variant.is_backward:
+        defines += [
+            ("FFTCONV_HAS_INPUT", str(int(variant.has_input))),
+            ("FFTCONV_HAS_SUMS", str(int(variant.has_sums))),
+        ]
+    return KernelSpec("depthwise_bwd" if variant.is_backward else "depthwise_fwd", _CACHE_FOLDER, tuple(defines))
+
+
+def tile_spec(variant: TileVariant) -> KernelSpec:
+    """Return depthwise_tile."""
+    defines = (
+        ("FFTCONV_IN_T", CUDA_TYPES[variant.in_dtype]),
+        ("FFTCONV_DY_T", CUDA_TYPES[variant.dy_dtype]),
+        ("FFTCONV_OUT_T", CUDA_TYPES[variant.out_dtype]),
+        ("FFTCONV_EPILOGUE", str(EPILOGUES.index(variant.epilogue))),
+        ("FFTCONV_TAPS", str(variant.taps)),
+        *_tile_defines(variant, (variant.in_dtype, variant.out_dtype)),
+    )
+    return KernelSpec("depthwise_tile", _CACHE_FOLDER, defines)
+
+
+def taps_spec(variant: TapsVariant) -> KernelSpec:
+    """Return depthwise_taps."""
+    defines = (
+        ("FFTCONV_IN_T", CUDA_TYPES[variant.in_dtype]),
+        ("FFTCONV_DY_T", CUDA_TYPES[variant.dz_dtype]),
+        ("FFTCONV_GROUPS", str(variant.groups)),
+        ("FFTCONV_THREADS", str(TILE_THREADS)),
+        *_tile_defines(variant, (variant.in_dtype, variant.dz_dtype)),
+    )
+    return KernelSpec("depthwise_taps", _CACHE_FOLDER, defines)
+
+
+def reduce_spec() -> KernelSpec:
+    """Return depthwise_reduce."""
+    defines = (
+        ("FFTCONV_THREADS", str(REDUCE_THREADS)),
+        ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(DepthwiseReduceParams))),
+    )
+    return KernelSpec("depthwise_reduce", _CACHE_FOLDER, defines)
+
+
+def update_spec(dtype: str) -> KernelSpec:
+    """Return depthwise_update."""
+    return _point_spec("depthwise_update", dtype, DepthwiseUpdateParams)
+
+
+def state_spec(dtype: str) -> KernelSpec:
+    """Return depthwise_state."""
+    return _point_spec("depthwise_state", dtype, DepthwiseStateParams)
+
+
+def min_tile_blocks(variant: TileVariant | TapsVariant) -> int:
+    """Return the blocks of depthwise_tile or depthwise_taps that should fit on a multiprocessor."""
+    return 1 if variant.has_seq_idx else 2
+
+
+def _point_spec(entry: str, dtype: str, params: type[ctypes.Structure]) -> KernelSpec:
+    defines = (
+        ("FFTCONV_IO_T", CUDA_TYPES[dtype]),
+        ("FFTCONV_THREADS", str(ROW_THREADS)),
+        ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(params))),
+    )
+    return KernelSpec(entry, _CACHE_FOLDER, defines)
+
+
+def _tile_defines(variant: TileVariant | TapsVariant, dtypes: tuple[str, str]) -> tuple[tuple[str, str], ...]:
+    vector = VECTOR_BYTES // max(ITEM_BYTES[dtype] for dtype in dtypes) if variant.is_vector else 1
+    return (
+        ("FFTCONV_AXIS", str(_AXES.index(variant.layout))),
+        ("FFTCONV_HAS_SEQ_IDX", str(int(variant.has_seq_idx))),
+        ("FFTCONV_VECTOR", str(vector)),
+        ("FFTCONV_CHANNELS", str(variant.shape[0])),
+        ("FFTCONV_POINTS", str(variant.shape[1])),
+        ("FFTCONV_MIN_BLOCKS", str(min_tile_blocks(variant))),
+        ("FFTCONV_SHARED_BYTES", str(variant.shared_bytes)),
+        ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(DepthwiseParams))),
+    )
+
+
+def _gapped(points: int) -> int:
+    """Return the elements of shared memory that hold `points` points, see kernels/depthwise_tile.cuh."""
+    return points + points // RUN * 4

@@ -1,0 +1,78 @@
+"""Every depthwise kernel that a plan may name: what the compile matrix checks. All GPUs take the same ones."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from fftconv_cupy.blocks import CUDA_TYPES, REDUCE_THREADS
+from fftconv_cupy.depthwise_kernels import (
+    EPILOGUES,
+    MAX_BACKWARD_TAPS,
+    MAX_FORWARD_TAPS,
+    MAX_GROUPS,
+    ROW_THREADS,
+    RUN,
+    TAPS_SHAPES,
+    TILE_SHAPES,
+    TILE_THREADS,
+    RowVariant,
+    TapsVariant,
+    TileVariant,
+    min_tile_blocks,
+    reduce_spec,
+    row_spec,
+    state_spec,
+    taps_spec,
+    tile_spec,
+    update_spec,
+)
+from fftconv_cupy.depthwise_problem import LAYOUTS, MAX_WIDTH
+from fftconv_cupy.kernel_matrix import Kernel
+
+_BOOLEANS = (False, True)
+
+
+def iter_depthwise_kernels() -> Iterator[Kernel]:
+    """Yield the kernels; of paddings that are numbers none, for there is one kernel for each."""
+    yield from _row_kernels()
+    for variant in _tile_variants():
+        yield Kernel(tile_spec(variant), TILE_THREADS, min_tile_blocks(variant), variant.shared_bytes)
+    for sums in _taps_variants():
+        yield Kernel(taps_spec(sums), TILE_THREADS, min_tile_blocks(sums), sums.shared_bytes)
+    yield Kernel(reduce_spec(), REDUCE_THREADS, 1, 4 * REDUCE_THREADS)
+    for dtype in CUDA_TYPES:
+        yield Kernel(update_spec(dtype), ROW_THREADS, 1, 0)
+        yield Kernel(state_spec(dtype), ROW_THREADS, 1, 0)
+
+
+def _row_kernels() -> Iterator[Kernel]:
+    for dtype, layout, has_silu in itertools.product(CUDA_TYPES, LAYOUTS, _BOOLEANS):
+        for taps in range(1, MAX_FORWARD_TAPS + 1):
+            # Causal, same, and the gradients of x of both.
+            pads = {taps - 1, (taps - 1) // 2, taps // 2, 0} if layout == "BHL" else {0}
+            for pad in sorted(pads):
+                variants = [RowVariant(dtype, layout, taps, pad, has_silu)]
+                if taps <= MAX_BACKWARD_TAPS:
+                    flags = ((True, True), (False, True), *(((True, False),) if has_silu else ()))
+                    variants += [RowVariant(dtype, layout, taps, pad, has_silu, True, *pair) for pair in flags]
+                for variant in variants:
+                    yield Kernel(row_spec(variant), ROW_THREADS, variant.min_blocks, variant.shared_bytes)
+
+
+def _tile_variants() -> Iterator[TileVariant]:
+    for layout, dtype, has_seq_idx, is_vector in itertools.product(LAYOUTS, CUDA_TYPES, _BOOLEANS, _BOOLEANS):
+        for shape, taps, epilogue in itertools.product(TILE_SHAPES[layout], range(RUN, MAX_WIDTH + 1, RUN), EPILOGUES):
+            out_dtype = "float32" if epilogue == "slope" else dtype
+            in_dtypes = {dtype, "float32"} if epilogue == "none" else {dtype}  # dz is float32
+            for in_dtype in sorted(in_dtypes):
+                yield TileVariant(in_dtype, dtype, out_dtype, layout, shape, taps, epilogue, has_seq_idx, is_vector)
+
+
+def _taps_variants() -> Iterator[TapsVariant]:
+    counts = [1 << log2 for log2 in range(MAX_GROUPS.bit_length())]
+    for layout, dtype, groups, has_seq_idx, is_vector in itertools.product(
+        LAYOUTS, CUDA_TYPES, counts, _BOOLEANS, _BOOLEANS
+    ):
+        for shape, dz_dtype in itertools.product(TAPS_SHAPES[layout], sorted({dtype, "float32"})):
+            yield TapsVariant(dtype, dz_dtype, layout, shape, groups, has_seq_idx, is_vector)

@@ -1,0 +1,310 @@
+"""The launches that a depthwise plan is made of: kernels with their blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fftconv_cupy.archs import ArchLimits
+from fftconv_cupy.blocks import REDUCE_COLUMNS, REDUCE_THREADS
+from fftconv_cupy.depthwise_kernels import (
+    GROUP_TAPS,
+    MAX_FORWARD_TAPS,
+    MAX_GROUPS,
+    ROW_THREADS,
+    RUN,
+    TAPS_SHAPES,
+    TILE_SHAPES,
+    TILE_THREADS,
+    RowVariant,
+    TapsVariant,
+    TileVariant,
+    reduce_spec,
+    row_spec,
+    state_spec,
+    taps_spec,
+    tile_spec,
+    update_spec,
+)
+from fftconv_cupy.depthwise_problem import DepthwiseProblem
+from fftconv_cupy.source import KernelSpec
+
+_GRID_Y = 65535
+_WARP = 32
+_WAVES = 4  # blocks that follow each other on a multiprocessor, so that the slowest one does not hold up much
+_ROW_WARPS = 16  # of a multiprocessor: those of depthwise_fwd and depthwise_bwd, about
+_TAPS_BLOCKS = 2  # of a multiprocessor: those of depthwise_taps, about
+_SUM_POINTS = 256  # of a channel for each partial sum, at least, where there are enough for all blocks
+_TIME_TILES = (128, 64, 32, 16)  # points that a thread walks down
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A launch: a kernel, its blocks, and those of its arguments that are neither an address nor a stride.
+
+    Attributes:
+        role: "output", "slope" (dz), "input" (dx), "sums", "all" (dx and sums), "reduce", "state" or "update".
+        spec: the kernel.
+        threads: of a block.
+        shared_bytes: dynamic shared memory of a block.
+        grid: blocks.
+        numbers: the last ints of the kernel's arguments, in their order.
+    """
+
+    role: str
+    spec: KernelSpec
+    threads: int
+    shared_bytes: int
+    grid: tuple[int, int, int]
+    numbers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Correlation:
+    """out[t] = sum over j of tap[j] * in[t + j - pad] for out_begin <= t < out_end, before what follows it.
+
+    Attributes:
+        role: of the step.
+        in_dtype: of the input.
+        out_dtype: of the output.
+        in_len: points of the input.
+        out_begin: first output; one before 0 belongs to the state.
+        out_end: past the last output.
+        pad: points before the first one that output 0 sees.
+        is_reversed: the taps are those of the problem from the last one on.
+        epilogue: one of `depthwise_kernels.EPILOGUES`.
+    """
+
+    role: str
+    in_dtype: str
+    out_dtype: str
+    in_len: int
+    out_begin: int
+    out_end: int
+    pad: int
+    is_reversed: bool = False
+    epilogue: str = "none"
+
+
+def correlation_step(
+    problem: DepthwiseProblem, limits: ArchLimits, correlation: Correlation, *, is_plain: bool, is_vector: bool
+) -> Step:
+    """Return the launch of a correlation, in registers where it can be and in shared memory where it cannot.
+
+    Args:
+        problem: the convolution that it belongs to.
+        limits: of the GPU.
+        correlation: what is computed.
+        is_plain: without sequence indices and states.
+        is_vector: 16 bytes can be accessed at a time.
+    """
+    is_same = correlation.in_dtype == correlation.out_dtype and correlation.epilogue != "slope"
+    is_near = 0 <= correlation.pad < problem.width <= MAX_FORWARD_TAPS
+    if is_plain and is_vector and is_same and is_near:
+        return _row_step(problem, limits, correlation)
+    return _tile_step(problem, correlation, is_vector=is_vector)
+
+
+def fused_step(problem: DepthwiseProblem, limits: ArchLimits, *, has_input: bool, has_sums: bool) -> tuple[Step, int]:
+    """Return the launch of depthwise_bwd, and how many partial sums it leaves.
+
+    Args:
+        problem: the convolution.
+        limits: of the GPU.
+        has_input: the gradient of x is made.
+        has_sums: those of weight and bias are made.
+    """
+    is_rows = problem.layout == "BHL"
+    has_silu = problem.activation == "silu"
+    pad = problem.pad if is_rows else 0
+    variant = RowVariant(problem.dtype, problem.layout, problem.width, pad, has_silu, True, has_input, has_sums)
+    extent = max(problem.seqlen, problem.out_len)
+    blocks = _WAVES * limits.multiprocessors * _ROW_WARPS * _WARP // ROW_THREADS
+    if is_rows:
+        vectors = -(-extent // variant.vector)
+        log2_lanes = min(_log2(ROW_THREADS), _log2(-(-vectors // variant.repeat)))
+        tile_len = variant.vector * variant.repeat << log2_lanes
+        tiles, across = 1, -(-problem.channels // (ROW_THREADS >> log2_lanes))
+        slots = 1
+    else:
+        columns = problem.channels // variant.vector
+        log2_lanes = _channel_lanes(columns)
+        tiles, slots = -(-columns // (1 << log2_lanes)), ROW_THREADS >> log2_lanes
+        across = tiles
+        wanted_items = blocks * slots // tiles
+        tile_len = _time_tile(extent, problem.batch, wanted_items, 32)
+    time_tiles = -(-extent // tile_len)
+    items = problem.batch * time_tiles
+    # As many sums as keep all blocks busy, but no more than are few beside the points they sum.
+    most = max(problem.batch * extent // _SUM_POINTS, blocks * slots // (_WAVES * across), 1)
+    chunks, chunk_items = _chunks(items, min(most, max(1, blocks * slots // across)))
+    correlation = Correlation("all", problem.dtype, problem.dtype, problem.seqlen, 0, problem.seqlen, problem.pad)
+    step = Step(
+        "all",
+        row_spec(variant),
+        ROW_THREADS,
+        variant.shared_bytes,
+        (across * -(-chunks // slots), 1, 1),
+        _numbers(problem, correlation, tiles, tile_len, log2_lanes, time_tiles, chunks, chunk_items),
+    )
+    return step, chunks
+
+
+def sums_step(problem: DepthwiseProblem, limits: ArchLimits, dz_dtype: str, *, is_vector: bool) -> tuple[Step, int]:
+    """Return the launch of depthwise_taps, and how many partial sums it leaves.
+
+    Args:
+        problem: the convolution.
+        limits: of the GPU.
+        dz_dtype: of the gradient before the activation.
+        is_vector: 16 bytes can be accessed at a time.
+    """
+    groups = min(MAX_GROUPS, 1 << _log2(-(-problem.width // GROUP_TAPS)))
+    shape = _best_shape(TAPS_SHAPES, problem, problem.out_len, groups * GROUP_TAPS)
+    variant = TapsVariant(problem.dtype, dz_dtype, problem.layout, shape, groups, problem.has_seq_idx, is_vector)
+    channels, points = shape
+    across = -(-problem.channels // channels)
+    tap_blocks = -(-problem.width // (groups * GROUP_TAPS))
+    time_tiles = -(-problem.out_len // points)
+    blocks = _WAVES * limits.multiprocessors * _TAPS_BLOCKS
+    chunks, chunk_items = _chunks(problem.batch * time_tiles, max(1, blocks // (across * tap_blocks)))
+    correlation = Correlation("sums", problem.dtype, dz_dtype, problem.seqlen, 0, problem.out_len, problem.pad)
+    step = Step(
+        "sums",
+        taps_spec(variant),
+        TILE_THREADS,
+        variant.shared_bytes,
+        (across * chunks, tap_blocks, 1),
+        _numbers(problem, correlation, 1, points, 0, time_tiles, chunks, chunk_items),
+    )
+    return step, chunks
+
+
+def reduce_step(problem: DepthwiseProblem, chunks: int) -> Step:
+    """Return the launch of depthwise_reduce for `chunks` partial sums of each tap and channel."""
+    grid = (-(-problem.channels // REDUCE_COLUMNS), problem.width + 1, 1)
+    return Step("reduce", reduce_spec(), REDUCE_THREADS, 4 * REDUCE_THREADS, grid, (chunks,))
+
+
+def state_step(problem: DepthwiseProblem) -> Step:
+    """Return the launch of depthwise_state."""
+    points = problem.channels * (problem.width - 1)
+    grid = (-(-points // ROW_THREADS), min(problem.batch, _GRID_Y), 1)
+    return Step("state", state_spec(problem.dtype), ROW_THREADS, 0, grid)
+
+
+def update_step(problem: DepthwiseProblem) -> Step:
+    """Return the launch of depthwise_update; `problem` is that of the new points."""
+    grid = (-(-problem.channels // ROW_THREADS), min(problem.batch, _GRID_Y), 1)
+    return Step("update", update_spec(problem.dtype), ROW_THREADS, 0, grid)
+
+
+def _row_step(problem: DepthwiseProblem, limits: ArchLimits, correlation: Correlation) -> Step:
+    """Return the launch of depthwise_fwd."""
+    is_rows = problem.layout == "BHL"
+    pad = correlation.pad if is_rows else 0
+    variant = RowVariant(problem.dtype, problem.layout, problem.width, pad, correlation.epilogue == "silu")
+    if is_rows:
+        vectors = -(-correlation.out_end // variant.vector)
+        log2_lanes = min(_log2(ROW_THREADS), _log2(-(-vectors // variant.repeat)))
+        tiles = -(-vectors // (variant.repeat << log2_lanes))
+        across, tile_len = -(-problem.channels // (ROW_THREADS >> log2_lanes)), 0
+    else:
+        columns = problem.channels // variant.vector
+        log2_lanes = _channel_lanes(columns)
+        tiles = -(-columns // (1 << log2_lanes))
+        warps = 2 * limits.multiprocessors * _ROW_WARPS
+        wanted_tiles = warps * _WARP // (tiles << log2_lanes)
+        tile_len = _time_tile(correlation.out_end, problem.batch, wanted_tiles, 16 if problem.width <= 4 else 32)
+        across = -(-correlation.out_end // (tile_len * (ROW_THREADS >> log2_lanes)))
+    return Step(
+        correlation.role,
+        row_spec(variant),
+        ROW_THREADS,
+        variant.shared_bytes,
+        (tiles * across, min(problem.batch, _GRID_Y), 1),
+        _numbers(problem, correlation, tiles, tile_len, log2_lanes),
+    )
+
+
+def _tile_step(problem: DepthwiseProblem, correlation: Correlation, *, is_vector: bool) -> Step:
+    """Return the launch of depthwise_tile."""
+    # Tiles begin at multiples of a run of points, also before the first one.
+    span = correlation.out_end - correlation.out_begin // RUN * RUN
+    shape = _best_shape(TILE_SHAPES, problem, span, problem.width)
+    variant = TileVariant(
+        in_dtype=correlation.in_dtype,
+        dy_dtype=problem.dtype,
+        out_dtype=correlation.out_dtype,
+        layout=problem.layout,
+        shape=shape,
+        width=problem.width,
+        epilogue=correlation.epilogue,
+        has_seq_idx=problem.has_seq_idx,
+        is_vector=is_vector,
+    )
+    counts = (-(-problem.channels // shape[0]), -(-span // shape[1]))
+    return Step(
+        correlation.role,
+        tile_spec(variant),
+        TILE_THREADS,
+        variant.shared_bytes,
+        (counts[0] * counts[1], min(problem.batch, _GRID_Y), 1),
+        _numbers(problem, correlation, counts[problem.layout == "BHL"]),
+    )
+
+
+def _numbers(
+    problem: DepthwiseProblem,
+    correlation: Correlation,
+    tiles: int,
+    tile_len: int = 0,
+    log2_lanes: int = 0,
+    time_tiles: int = 0,
+    chunks: int = 0,
+    chunk_items: int = 0,
+) -> tuple[int, ...]:
+    """Return the ints of `DepthwiseParams` from in_len on, in their order."""
+    c = correlation
+    lengths = (c.in_len, c.out_begin, c.out_end, problem.width, c.pad, int(c.is_reversed), problem.out_len)
+    return (*lengths, tiles, tile_len, log2_lanes, time_tiles, chunks, chunk_items)
+
+
+def _log2(count: int) -> int:
+    """Return the logarithm of the power of two that is not less than `count`."""
+    return max(0, count - 1).bit_length()
+
+
+def _channel_lanes(columns: int) -> int:
+    """Return log2 of the threads side by side on `columns` vectors of channels: many, but few of them idle."""
+    widest = min(_log2(ROW_THREADS), _log2(columns))
+    for log2_lanes in range(widest, _log2(_WARP), -1):
+        if -(-columns // (1 << log2_lanes)) << log2_lanes <= columns + columns // 16:
+            return log2_lanes
+    return min(widest, _log2(_WARP))
+
+
+def _time_tile(extent: int, batch: int, wanted_tiles: int, shortest: int) -> int:
+    """Return the points that a thread walks down: many, so that few are read twice, but with tiles for all threads."""
+    for tile_len in _TIME_TILES:
+        if tile_len <= shortest or batch * -(-extent // tile_len) >= wanted_tiles:
+            return tile_len
+    return shortest
+
+
+def _chunks(items: int, most: int) -> tuple[int, int]:
+    """Deal out items to at most `most` chunks of like size; return the chunks and the items of each."""
+    chunk_items = -(-items // min(items, most))
+    return -(-items // chunk_items), chunk_items
+
+
+def _best_shape(
+    shapes: Mapping[str, tuple[tuple[int, int], ...]], problem: DepthwiseProblem, span: int, halo: int
+) -> tuple[int, int]:
+    """Return the tile that covers all channels and `span` points with the fewest points, those around included."""
+
+    def covered(shape: tuple[int, int]) -> int:
+        channels, points = shape
+        return -(-problem.channels // channels) * channels * -(-span // points) * (points + halo)
+
+    return min(shapes[problem.layout], key=covered)

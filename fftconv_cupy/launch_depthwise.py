@@ -1,0 +1,384 @@
+"""Runs the plans of short depthwise convolutions: arguments, workspace, launches. `launch` is that of long ones."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from fftconv_cupy import arrays
+from fftconv_cupy.archs import ArchLimits, arch_limits
+from fftconv_cupy.arrays import ArrayView
+from fftconv_cupy.blocks import CUDA_TYPES
+from fftconv_cupy.compile import LoadedKernel, load_kernel, precompile
+from fftconv_cupy.dependencies import import_nvrtc
+from fftconv_cupy.depthwise_params import (
+    DepthwiseParams,
+    DepthwiseReduceParams,
+    DepthwiseStateParams,
+    DepthwiseUpdateParams,
+)
+from fftconv_cupy.depthwise_plan import (
+    DepthwisePlan,
+    make_depthwise_plan,
+    make_depthwise_update_plan,
+    make_depthwise_vjp_plan,
+)
+from fftconv_cupy.depthwise_problem import DepthwiseGradients, DepthwiseProblem, DepthwiseWanted
+from fftconv_cupy.depthwise_steps import Step
+from fftconv_cupy.devices import device_limits
+from fftconv_cupy.launch import describe
+from fftconv_cupy.params import packer
+from fftconv_cupy.problem import ITEM_BYTES
+
+_STORAGE_TYPES = {dtype: index for index, dtype in enumerate(CUDA_TYPES)}  # of kernels/depthwise.cuh
+_NO_STRIDES = (0, 0, 0)
+
+# What to do, on which device, whether 16 bytes can be accessed at a time, and whether there is a d_final_state.
+_Key = tuple[DepthwiseProblem, "DepthwiseWanted | str", int, bool, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Launcher:
+    """A plan with its kernels loaded on a device, one for each step."""
+
+    plan: DepthwisePlan
+    kernels: tuple[LoadedKernel, ...]
+
+
+@dataclass(slots=True)
+class _Rows:
+    """An array of (B, D, points) as the kernels take it: address and strides of batch, channel and time."""
+
+    ptr: int = 0
+    strides: tuple[int, int, int] = _NO_STRIDES
+
+
+_launchers: dict[_Key, _Launcher] = {}
+_lock = threading.Lock()
+_REMEMBERED = 4096  # configurations; beyond, the look-up starts anew
+_pack = packer(DepthwiseParams).pack_into
+
+
+def check(problem: DepthwiseProblem, device: int) -> None:
+    """Raise what a call on this device would raise, but for failed compilations, before anything is allocated.
+
+    Args:
+        problem: the convolution; every GPU computes every one.
+        device: ordinal of the device.
+
+    Raises:
+        UnsupportedDeviceError: the GPU is older than compute capability 7.5.
+        MissingDependencyError: NVRTC is not installed.
+    """
+    device_limits(device)
+    import_nvrtc()
+
+
+def run(
+    problem: DepthwiseProblem,
+    x: ArrayView,
+    weight: ArrayView,
+    bias: ArrayView | None,
+    seq_idx: ArrayView | None,
+    initial_state: ArrayView | None,
+    out: ArrayView,
+    final_state: ArrayView | None,
+    stream: int,
+) -> None:
+    """Compute a validated problem on the GPU of `x`, asynchronously on `stream`, into `out`.
+
+    Args:
+        problem: the convolution, with ``batch >= 1``.
+        x: (B, D, L) or (B, L, D), of unit stride along the last axis.
+        weight: (D, K), any strides.
+        bias: (D,) or None, any stride.
+        seq_idx: int32 (B, L) of unit stride along the last axis, or None.
+        initial_state: (B, D, K - 1) or None, any strides.
+        out: as `x`, with the outputs' length.
+        final_state: (B, D, K - 1) or None, any strides.
+        stream: handle of a stream of that GPU.
+
+    Raises:
+        CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
+    """
+    launcher = _launcher((problem, "output", x.device, _is_vector(problem, x, out), False))
+    source, target, state = _rows(problem, x), _rows(problem, out), _states(initial_state)
+    for step, kernel in zip(launcher.plan.steps, launcher.kernels, strict=True):
+        if step.role == "output":
+            _launch(kernel, step, problem, source, target, weight, bias, stream, seq_idx=seq_idx, state=state)
+        elif final_state is not None:
+            final = _states(final_state)
+            params = DepthwiseStateParams(
+                *(source.ptr, state.ptr, final.ptr, *source.strides, *state.strides, *final.strides),
+                *(problem.batch, problem.channels, problem.seqlen, problem.width),
+            )
+            kernel.launch(step.grid, step.threads, params, stream)
+
+
+def run_vjp(
+    problem: DepthwiseProblem,
+    wanted: DepthwiseWanted,
+    dy: ArrayView,
+    x: ArrayView,
+    weight: ArrayView,
+    bias: ArrayView | None,
+    seq_idx: ArrayView | None,
+    initial_state: ArrayView | None,
+    d_final_state: ArrayView | None,
+    gradients: DepthwiseGradients,
+    stream: int,
+    workspace: ArrayView | None = None,
+) -> None:
+    """Compute the wanted gradients on the GPU of `x`, asynchronously on `stream`.
+
+    Args:
+        problem: the convolution, with ``batch >= 1``.
+        wanted: which gradients, one at least; that of `initial_state` only where there is one.
+        dy: gradient of the output, of its shape.
+        x: as for `run`, as are weight, bias, seq_idx, initial_state.
+        weight: (D, K).
+        bias: (D,) or None.
+        seq_idx: (B, L) or None.
+        initial_state: (B, D, K - 1) or None.
+        d_final_state: gradient of the final state, (B, D, K - 1), or None, which means zero.
+        gradients: views of the arrays to fill, those of weight and bias contiguous; None for the rest.
+        stream: handle of a stream of that GPU.
+        workspace: as many bytes as `load` says, or more; None allocates it.
+
+    Raises:
+        CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
+    """
+    is_vector = _is_vector(problem, x, dy, *(() if gradients.x is None else (gradients.x,)))
+    launcher = _launcher((problem, wanted, x.device, is_vector, d_final_state is not None))
+    made = launcher.plan
+    if workspace is None and made.workspace_bytes:
+        _, workspace = arrays.empty(x, (made.workspace_bytes // 4,), "float32", stream)
+    memory = 0 if workspace is None else workspace.ptr
+    sums = memory + made.dz_bytes
+    source, state = _rows(problem, x), _states(initial_state)
+    dz = _rows(problem, dy)
+    d_x = _Rows() if gradients.x is None else _rows(problem, gradients.x)
+    for step, kernel in zip(made.steps, launcher.kernels, strict=True):
+        if step.role == "slope":
+            slope = _Rows(memory, _contiguous(problem))
+            _launch(kernel, step, problem, source, slope, weight, bias, stream, dy=dz, seq_idx=seq_idx, state=state)
+            dz = slope
+        elif step.role == "input":
+            d_final, d_state = _states(d_final_state), _states(gradients.initial_state)
+            _launch(
+                kernel, step, problem, dz, d_x, weight, None, stream, seq_idx=seq_idx, d_final=d_final, d_state=d_state
+            )
+        elif step.role == "reduce":
+            _launch_reduce(kernel, step, problem, sums, gradients, stream)
+        else:
+            _launch(
+                *(kernel, step, problem, source, d_x, weight, bias, stream),
+                dy=dz,
+                seq_idx=seq_idx,
+                state=state,
+                sums=sums,
+            )
+
+
+def run_update(
+    problem: DepthwiseProblem,
+    x: ArrayView,
+    state: ArrayView,
+    weight: ArrayView,
+    bias: ArrayView | None,
+    cache_seqlens: ArrayView | None,
+    conv_state_indices: ArrayView | None,
+    out: ArrayView,
+    stream: int,
+) -> None:
+    """Compute a few steps of decoding on the GPU of `x`, asynchronously on `stream`, and take x up into the state.
+
+    Args:
+        problem: that of the new points, with ``batch >= 1``; its layout means nothing.
+        x: (B, D) or (B, D, S), any strides.
+        state: (N, D, W), any strides, W >= K - 1, written in place.
+        weight: (D, K), any strides.
+        bias: (D,) or None, any stride.
+        cache_seqlens: int32 (B,) or None: the state is a ring, and the next point lies there, modulo W.
+        conv_state_indices: int32 (B,) or None: rows of the state. A negative one means outputs of zero and no change;
+            of one past the last row the outputs are NaN, and nothing changes.
+        out: of the shape of `x`, any strides.
+        stream: handle of a stream of that GPU.
+
+    Raises:
+        CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
+    """
+    launcher = _launcher((problem, "update", x.device, False, False))
+    (step,), (kernel,) = launcher.plan.steps, launcher.kernels
+    steps = x.shape[2] if len(x.shape) == 3 else 1
+    params = DepthwiseUpdateParams(
+        *(array.ptr if array is not None else 0 for array in (x, out, state, weight, bias)),
+        *(array.ptr if array is not None else 0 for array in (cache_seqlens, conv_state_indices)),
+        *(stride for array in (x, out, state) for stride in (*array.strides, 1)[:3]),
+        *weight.strides,
+        *(0 if array is None else array.strides[0] for array in (bias, cache_seqlens, conv_state_indices)),
+        *(problem.batch, problem.channels, steps, state.shape[2], state.shape[0], problem.width),
+        *_types(problem),
+        int(problem.activation == "silu"),
+    )
+    kernel.launch(step.grid, step.threads, params, stream)
+
+
+def warm(problem: DepthwiseProblem, archs: Sequence[str] | None = None) -> list[str]:
+    """Compile, and where `archs` is None also load, what outputs and gradients of all inputs need for any alignment.
+
+    Args:
+        problem: the convolution.
+        archs: architectures to compile for into the cache on disk; None means for the current device, and load there.
+
+    Returns:
+        A line for each kernel.
+    """
+    wanted = DepthwiseWanted(True, True, problem.bias_dtype is not None, problem.has_initial_state)
+    lines = []
+    for what in ("output", wanted):
+        for is_vector in {_is_vector(problem), False}:
+            if archs is None:
+                made = _launcher((problem, what, arrays.current_device(), is_vector, problem.has_final_state)).plan
+                lines += [describe(step.spec, made.limits) for step in made.steps]
+            for arch in archs or ():
+                limits = arch_limits(arch)
+                for step in _plan((problem, what, -1, is_vector, problem.has_final_state), limits).steps:
+                    precompile(step.spec, arch)
+                    lines.append(describe(step.spec, limits))
+    return list(dict.fromkeys(lines))
+
+
+def load(problem: DepthwiseProblem, wanted: DepthwiseWanted | None, device: int) -> int:
+    """Compile and load on the current device what a call needs, for arrays of any alignment.
+
+    Args:
+        problem: the convolution; where it has a final state, that has a gradient.
+        wanted: which gradients; None means the output.
+        device: ordinal of the current device.
+
+    Returns:
+        The bytes of workspace that a call takes at most.
+    """
+    what: DepthwiseWanted | str = "output" if wanted is None else wanted
+    has_final_gradient = wanted is not None and problem.has_final_state
+    return max(
+        _launcher((problem, what, device, is_vector, has_final_gradient)).plan.workspace_bytes
+        for is_vector in {_is_vector(problem), False}
+    )
+
+
+def _plan(key: _Key, limits: ArchLimits) -> DepthwisePlan:
+    problem, what, _, is_vector, has_final_gradient = key
+    if isinstance(what, DepthwiseWanted):
+        return make_depthwise_vjp_plan(
+            problem, what, limits, is_vector=is_vector, has_final_gradient=has_final_gradient
+        )
+    if what == "update":
+        return make_depthwise_update_plan(problem, limits)
+    return make_depthwise_plan(problem, limits, is_vector=is_vector)
+
+
+def _launcher(key: _Key) -> _Launcher:
+    """Return the plan of a configuration with its kernels; a first use plans and compiles them, side by side."""
+    known = _launchers.get(key)
+    if known is not None:
+        return known
+    limits = device_limits(key[2])
+    made = _plan(key, limits)
+    with ThreadPoolExecutor(len(made.steps)) as pool:
+        loads = [pool.submit(load_kernel, step.spec, limits.arch, step.shared_bytes, key[2]) for step in made.steps]
+    launcher = _Launcher(made, tuple(load.result() for load in loads))
+    with _lock:
+        if len(_launchers) >= _REMEMBERED:
+            _launchers.clear()
+        return _launchers.setdefault(key, launcher)
+
+
+def _is_vector(problem: DepthwiseProblem, *arrays_of_rows: ArrayView) -> bool:
+    """Return whether all rows of these arrays, and of workspace, can be accessed 16 bytes at a time."""
+    item = ITEM_BYTES[problem.dtype]
+    bits = problem.seqlen | problem.out_len if problem.layout == "BHL" else problem.channels
+    bits *= item
+    for array in arrays_of_rows:
+        bits |= array.ptr
+        for size, stride in zip(array.shape[:2], array.strides[:2], strict=True):
+            if size > 1:
+                bits |= stride * item
+    return bits & 15 == 0
+
+
+def _rows(problem: DepthwiseProblem, array: ArrayView) -> _Rows:
+    batch, second, third = array.strides
+    return _Rows(array.ptr, (batch, second, third) if problem.layout == "BHL" else (batch, third, second))
+
+
+def _states(array: ArrayView | None) -> _Rows:
+    return _Rows() if array is None else _Rows(array.ptr, array.strides)  # type: ignore[arg-type]
+
+
+def _contiguous(problem: DepthwiseProblem) -> tuple[int, int, int]:
+    """Return batch, channel and time stride of a contiguous array of outputs."""
+    batch = problem.channels * problem.out_len
+    return (batch, problem.out_len, 1) if problem.layout == "BHL" else (batch, 1, problem.channels)
+
+
+def _types(problem: DepthwiseProblem) -> tuple[int, int]:
+    return _STORAGE_TYPES[problem.weight_dtype], _STORAGE_TYPES[problem.bias_dtype or "float32"]
+
+
+def _launch(
+    kernel: LoadedKernel,
+    step: Step,
+    problem: DepthwiseProblem,
+    source: _Rows,
+    target: _Rows,
+    weight: ArrayView,
+    bias: ArrayView | None,
+    stream: int,
+    *,
+    dy: _Rows | None = None,
+    seq_idx: ArrayView | None = None,
+    state: _Rows | None = None,
+    d_final: _Rows | None = None,
+    d_state: _Rows | None = None,
+    sums: int = 0,
+) -> None:
+    """Launch a kernel that takes `DepthwiseParams`; what is None is absent."""
+    nothing = _Rows()
+    rows = (source, dy or nothing, target, state or nothing, d_final or nothing, d_state or nothing)
+    params = DepthwiseParams()
+    bias_ptr, bias_stride = (0, 0) if bias is None else (bias.ptr, bias.strides[0])
+    seq_ptr, seq_stride = (0, 0) if seq_idx is None else (seq_idx.ptr, seq_idx.strides[0])
+    _pack(
+        params,
+        0,
+        *(rows[0].ptr, rows[1].ptr, rows[2].ptr, weight.ptr, bias_ptr, seq_ptr),
+        *(rows[3].ptr, rows[4].ptr, rows[5].ptr, sums),
+        *(stride for each in rows for stride in each.strides),
+        *weight.strides,
+        bias_stride,
+        seq_stride,
+        problem.batch,
+        problem.channels,
+        *_types(problem),
+        *step.numbers,
+    )
+    kernel.launch(step.grid, step.threads, params, stream)
+
+
+def _launch_reduce(
+    kernel: LoadedKernel, step: Step, problem: DepthwiseProblem, sums: int, gradients: DepthwiseGradients, stream: int
+) -> None:
+    params = DepthwiseReduceParams(
+        sums,
+        0 if gradients.weight is None else gradients.weight.ptr,
+        0 if gradients.bias is None else gradients.bias.ptr,
+        *step.numbers,
+        problem.channels,
+        problem.width,
+        *_types(problem),
+    )
+    kernel.launch(step.grid, step.threads, params, stream)

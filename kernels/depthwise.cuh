@@ -1,0 +1,152 @@
+// What the kernels of short depthwise convolutions share: vectors, taps of any dtype, the activation.
+#pragma once
+#include "depthwise_params.cuh"
+#include "types.cuh"
+
+namespace fftconv {
+
+enum class Axis { kTime, kChannel };  // the one of unit stride: BHL, BLH
+
+enum StorageType { kFloat16, kBfloat16, kFloat32 };  // in the order of blocks.py's CUDA_TYPES
+
+FFTCONV_DEVICE float load_as(int type, const void* g_array, long long index) {
+  if (type == kFloat32) return __ldg(static_cast<const float*>(g_array) + index);
+  if (type == kFloat16) return Storage<__half>::widen(__ldg(static_cast<const __half*>(g_array) + index));
+  return Storage<__nv_bfloat16>::widen(__ldg(static_cast<const __nv_bfloat16*>(g_array) + index));
+}
+
+FFTCONV_DEVICE void store_as(int type, void* g_array, long long index, float v) {
+  if (type == kFloat32) static_cast<float*>(g_array)[index] = v;
+  if (type == kFloat16) static_cast<__half*>(g_array)[index] = Storage<__half>::narrow(v);
+  if (type == kBfloat16) static_cast<__nv_bfloat16*>(g_array)[index] = Storage<__nv_bfloat16>::narrow(v);
+}
+
+FFTCONV_DEVICE float load_tap(const DepthwiseParams& p, int channel, int tap) {
+  const int index = p.is_reversed ? p.width - 1 - tap : tap;
+  return load_as(p.weight_type, p.weight, channel * p.weight_stride + index * p.tap_stride);
+}
+
+// All taps of a channel, taps[j * kStride] the one of x[t + j - pad].
+template <class weight_t, int kTaps, int kStride>
+FFTCONV_DEVICE void load_taps_as(float* taps, const DepthwiseParams& p, int channel) {
+  const weight_t* g_tap = static_cast<const weight_t*>(p.weight) + channel * p.weight_stride;
+  if (p.is_reversed) g_tap += (kTaps - 1) * p.tap_stride;
+  const long long step = p.is_reversed ? -p.tap_stride : p.tap_stride;
+  static_for<kTaps>([&](auto j) { taps[j.value * kStride] = Storage<weight_t>::widen(__ldg(g_tap + j.value * step)); });
+}
+template <int kTaps, int kStride = 1>
+FFTCONV_DEVICE void load_taps(float* taps, const DepthwiseParams& p, int channel) {
+  if (p.weight_type == kFloat32) return load_taps_as<float, kTaps, kStride>(taps, p, channel);
+  if (p.weight_type == kFloat16) return load_taps_as<__half, kTaps, kStride>(taps, p, channel);
+  load_taps_as<__nv_bfloat16, kTaps, kStride>(taps, p, channel);
+}
+
+FFTCONV_DEVICE float load_bias(const DepthwiseParams& p, int channel) {
+  return p.bias == nullptr ? 0.f : load_as(p.bias_type, p.bias, channel * p.bias_stride);
+}
+
+FFTCONV_DEVICE float sigmoid(float z) { return __fdividef(1.f, 1.f + __expf(-z)); }
+
+// z * sigmoid(z) and its derivative.
+FFTCONV_DEVICE float silu(float z) { return z * sigmoid(z); }
+FFTCONV_DEVICE float silu_slope(float z) {
+  const float s = sigmoid(z);
+  return s * fmaf(z, 1.f - s, 1.f);
+}
+
+template <int kBytes>
+struct WordOf;
+template <>
+struct WordOf<2> {
+  using type = unsigned short;
+};
+template <>
+struct WordOf<4> {
+  using type = unsigned;
+};
+template <>
+struct WordOf<8> {
+  using type = uint2;
+};
+template <>
+struct WordOf<16> {
+  using type = uint4;
+};
+
+// kCount neighbouring values, which are accessed together.
+template <class io_t, int kCount_>
+struct Vector {
+  using S = Storage<io_t>;
+  static constexpr int kCount = kCount_;
+  using word_t = typename WordOf<kCount* static_cast<int>(sizeof(io_t))>::type;
+  word_t word;
+
+  // Zeros where the condition does not hold. The read-only path: inputs are never written while a kernel runs.
+  FFTCONV_DEVICE static Vector load_if(bool condition, const io_t* g_values) {
+    Vector v{};
+    if (condition) v.word = __ldg(reinterpret_cast<const word_t*>(g_values));
+    return v;
+  }
+  FFTCONV_DEVICE void store(io_t* g_values) const { *reinterpret_cast<word_t*>(g_values) = word; }
+
+  FFTCONV_DEVICE void widen(float* values) const {
+    if constexpr (kCount == 1) {
+      values[0] = S::widen(reinterpret_cast<const io_t&>(word));
+    } else {
+      const auto* pairs = reinterpret_cast<const typename S::pair_t*>(&word);
+      static_for<kCount / 2>([&](auto i) {
+        const float2 pair = S::widen2(pairs[i.value]);
+        values[2 * i.value] = pair.x;
+        values[2 * i.value + 1] = pair.y;
+      });
+    }
+  }
+  FFTCONV_DEVICE static Vector narrow(const float* values) {
+    Vector v;
+    if constexpr (kCount == 1) {
+      reinterpret_cast<io_t&>(v.word) = S::narrow(values[0]);
+    } else {
+      auto* pairs = reinterpret_cast<typename S::pair_t*>(&v.word);
+      static_for<kCount / 2>(
+          [&](auto i) { pairs[i.value] = S::narrow2(values[2 * i.value], values[2 * i.value + 1]); });
+    }
+    return v;
+  }
+};
+
+// The row of an array at (batch, channel), at time 0.
+template <class io_t>
+FFTCONV_DEVICE io_t* depthwise_row(void* g_array, const DepthwiseStrides& strides, int batch, int channel) {
+  return static_cast<io_t*>(g_array) + batch * strides.batch + channel * strides.channel;
+}
+template <class io_t>
+FFTCONV_DEVICE const io_t* depthwise_row(const void* g_array, const DepthwiseStrides& strides, int batch, int channel) {
+  return static_cast<const io_t*>(g_array) + batch * strides.batch + channel * strides.channel;
+}
+
+FFTCONV_DEVICE constexpr int floor_divide(int a, int b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
+
+// The points kBegin .. kEnd - 1 of a row, counted from a thread's first one, which is at a multiple of kCount: read as
+// vectors, of which neighbouring threads read some too, out of L1.
+template <class io_t, int kCount, int kBegin, int kEnd>
+struct Window {
+  using V = Vector<io_t, kCount>;
+  static constexpr int kFirst = floor_divide(kBegin, kCount), kVectors = -floor_divide(-kEnd, kCount) - kFirst;
+  V vectors[kVectors];
+  float values[kVectors * kCount];
+
+  // `vector`: that of the thread's first point. `length`: of the row in vectors.
+  FFTCONV_DEVICE void load(const io_t* g_row, int vector, int length) {
+    static_for<kVectors>([&](auto i) {
+      const int index = vector + kFirst + i.value;
+      const bool is_inside = static_cast<unsigned>(index) < static_cast<unsigned>(length);
+      vectors[i.value] = V::load_if(is_inside, g_row + static_cast<long long>(index) * kCount);
+    });
+  }
+  FFTCONV_DEVICE void widen() {
+    static_for<kVectors>([&](auto i) { vectors[i.value].widen(values + i.value * kCount); });
+  }
+  FFTCONV_DEVICE float at(int point) const { return values[point - kFirst * kCount]; }
+};
+
+}  // namespace fftconv

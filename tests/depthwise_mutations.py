@@ -1,0 +1,181 @@
+"""Faults in the depthwise kernels, as those of ``mutations.py``."""
+
+from __future__ import annotations
+
+from mutations import Mutation
+
+
+def _fast(*names: str) -> tuple[str, ...]:
+    test = "tests/test_depthwise_kernels.py::test_few_taps_of_aligned_rows_take_the_fast_kernels"
+    return tuple(f"{test}[{name}]" for name in names)
+
+
+def _walk(name: str) -> tuple[str, ...]:
+    return (f"tests/test_depthwise_kernels.py::test_blocks_that_walk[{name}]",)
+
+
+_RACE = "tests/test_depthwise_kernels.py::test_no_races"
+_MANY = "tests/test_depthwise_kernels.py::test_no_races_of_many_taps"
+_UPDATE = "tests/test_depthwise_kernels.py::test_update"
+_TILED = _walk("3x3x4504x18-float16-float32-float32-BHL-causal-silu-none-packed-all-sm_90")
+_STATES = _walk("3x2x9000x3-float16-float32-float32-BHL-causal-linear-states-packed-all-sm_90")
+
+DEPTHWISE_MUTATIONS = (
+    Mutation(
+        "depthwise: vectors around a thread's own",
+        "kernels/depthwise.cuh",
+        "return values[point - kFirst * kCount];",
+        "return values[point - kFirst * kCount - 1];",
+        _fast("4-BHL-same"),
+    ),
+    Mutation(
+        "depthwise: past the row",
+        "kernels/depthwise.cuh",
+        "const bool is_inside = static_cast<unsigned>(index) < static_cast<unsigned>(length);",
+        "const bool is_inside = index >= 0;",
+        _fast("4-BHL-same"),
+    ),
+    Mutation(
+        "depthwise: reversed taps",
+        "kernels/depthwise.cuh",
+        "if (p.is_reversed) g_tap += (kTaps - 1) * p.tap_stride;",
+        "if (p.is_reversed) g_tap += kTaps * p.tap_stride;",
+        ("tests/test_depthwise_kernels.py::test_only_the_gradient_of_x_of_a_linear_convolution_is_a_convolution",),
+    ),
+    Mutation(
+        "depthwise: slope of the activation",
+        "kernels/depthwise.cuh",
+        "return s * fmaf(z, 1.f - s, 1.f);",
+        "return s * fmaf(z, s, 1.f);",
+        _fast("3-BLH-same"),
+    ),
+    Mutation(
+        "depthwise: points that go on in registers",
+        "kernels/depthwise_fwd.cu",
+        "x[i.value][c.value] = x[i.value + kRows][c.value];",
+        "x[i.value][c.value] = x[i.value + kRows - 1][c.value];",
+        _fast("4-BLH-causal"),
+    ),
+    Mutation(
+        "depthwise: padding in time",
+        "kernels/depthwise_fwd.cu",
+        "start = first - p.pad;",
+        "start = first - (kTaps - 1);",
+        _fast("4-BLH-same"),
+    ),
+    Mutation(
+        "depthwise: points that a tile sums",
+        "kernels/depthwise_bwd.cu",
+        "if (t >= first && t < min(first + p.tile_len, p.dy_len)) {",
+        "if (t >= 0 && t < p.dy_len) {",
+        _walk("5x24x331x4-float16-float32-float32-BLH-causal-silu-none-packed-all-sm_90"),
+    ),
+    Mutation(
+        "depthwise: sums of a row's warps",
+        "kernels/depthwise_bwd.cu",
+        "for (int warp = 0; warp < warps; warp++)",
+        "for (int warp = 0; warp < 1; warp++)",
+        _walk("5x5x2104x4-float16-float32-float32-BHL-causal-silu-none-packed-all-sm_90"),
+    ),
+    Mutation(
+        "depthwise: barrier before the sums",
+        "kernels/depthwise_bwd.cu",
+        "  __syncthreads();\n  const int warps",
+        "  const int warps",
+        (f"{_RACE}[BHL-none]",),
+    ),
+    Mutation(
+        "depthwise: gap in a tile",
+        "kernels/depthwise_tile.cuh",
+        "(k.value < cut ? 0 : 4)",
+        "0",
+        _TILED,
+    ),
+    Mutation(
+        "depthwise: sequence indices",
+        "kernels/depthwise_tile.cu",
+        "s_ids[gapped(run + i.value + p.pad)];",
+        "s_ids[gapped(run + i.value)];",
+        (f"{_RACE}[BHL-seq_idx]",),
+    ),
+    Mutation(
+        "depthwise: padding between sequences",
+        "kernels/depthwise_taps.cu",
+        "if (kHasSeqIdx && dz_ids[i.value] < 0) return;",
+        "",
+        _walk("3x40x300x6-float16-float32-float32-BLH-causal-linear-seq_idx-packed-all-sm_90"),
+    ),
+    Mutation(
+        "depthwise: barrier before a tile is overwritten",
+        "kernels/depthwise_tile.cu",
+        "s_ids);\n    __syncthreads();\n",
+        "s_ids);\n",
+        (f"{_MANY}[BHL]",),
+    ),
+    Mutation(
+        "depthwise: last taps",
+        "kernels/depthwise_tile.cu",
+        "if (!kIsWhole && j >= taps) return;",
+        "",
+        (
+            "tests/test_depthwise_kernels.py::"
+            "test_a_point_that_is_not_finite_stays_with_the_outputs_that_see_it[nan-BHL-20]",
+        ),
+    ),
+    Mutation(
+        "depthwise: state before the row",
+        "kernels/depthwise_tile.cuh",
+        "(time + state_len) * state_strides.time",
+        "(time + state_len - 1) * state_strides.time",
+        _STATES,
+    ),
+    Mutation(
+        "depthwise: gradient of the final state",
+        "kernels/depthwise_tile.cu",
+        "min(p.out_end, p.in_len - p.width + 1);",
+        "p.out_end;",
+        _STATES,
+    ),
+    Mutation(
+        "depthwise: blocks of taps",
+        "kernels/depthwise_taps.cu",
+        "const int x_start = start + first_tap - p.pad;",
+        "const int x_start = start - p.pad;",
+        (f"{_MANY}[BLH]",),
+    ),
+    Mutation(
+        "depthwise: slices of the sums",
+        "kernels/depthwise_taps.cu",
+        "for (int i = 0; i < Config::kSlices; i++) total",
+        "for (int i = 1; i < Config::kSlices; i++) total",
+        _TILED,
+    ),
+    Mutation(
+        "depthwise: chunks of the sums",
+        "kernels/depthwise_reduce.cu",
+        "for (int i = 1; i < kReduceLanes; i++)",
+        "for (int i = 2; i < kReduceLanes; i++)",
+        _TILED,
+    ),
+    Mutation(
+        "depthwise: where a ring goes on",
+        "kernels/depthwise_update.cu",
+        "at + 1 == p.state_len ? 0 : at + 1;",
+        "at + 1;",
+        (f"{_UPDATE}[3-4-3-True-True]",),
+    ),
+    Mutation(
+        "depthwise: row of the state",
+        "kernels/depthwise_update.cu",
+        "if (index < 0 || index >= p.states) {",
+        "if (index >= p.states) {",
+        (f"{_UPDATE}[3-4-3-True-True]",),
+    ),
+    Mutation(
+        "depthwise: final state of a short row",
+        "kernels/depthwise_state.cu",
+        "(time + p.width - 1) * p.state_strides.time",
+        "(time + p.width - 2) * p.state_strides.time",
+        _walk("4x130x1x4-float16-float32-float32-BHL-causal-linear-states-packed-all-sm_90"),
+    ),
+)

@@ -1,0 +1,126 @@
+"""The depthwise kernels on the CPU, through the host runtime: outputs, gradients, decoding, against float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("cupy")
+
+from depthwise_kernel_cases import LARGE, DepthwiseCase, Exact, drawn, make_inputs
+from depthwise_kernel_runs import check_gradients, check_outputs, run_gradients, run_outputs
+from depthwise_update_cases import UpdateCase, check_update
+from host_runtime.harness import ORDERS
+
+from fftconv_cupy import depthwise_steps, numeric
+
+FAST = ["depthwise_fwd"]
+TILED = ["depthwise_tile"]
+FUSED = ["depthwise_bwd", "depthwise_reduce"]
+OUTPUT_CASES = drawn("outputs", 1500)
+GRADIENT_CASES = drawn("gradients", 1500)
+
+
+@pytest.mark.parametrize("case", OUTPUT_CASES, ids=lambda case: case.label)
+def test_outputs(case: DepthwiseCase) -> None:
+    check_outputs(case, orders=ORDERS[1:])
+
+
+@pytest.mark.parametrize("case", GRADIENT_CASES, ids=lambda case: case.label)
+def test_gradients(case: DepthwiseCase) -> None:
+    check_gradients(case, orders=ORDERS[1:])
+
+
+@pytest.mark.parametrize("padding", ["causal", "same"])
+@pytest.mark.parametrize("layout", ["BHL", "BLH"])
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_few_taps_of_aligned_rows_take_the_fast_kernels(width: int, layout: str, padding: str) -> None:
+    case = DepthwiseCase((2, 40, 136, width), padding, layout=layout, activation="silu" if width % 2 else None)
+    assert check_outputs(case, orders=ORDERS[:1]) == FAST
+    assert check_gradients(case, orders=ORDERS[:1]) == FUSED
+
+
+@pytest.mark.parametrize("layout", ["BHL", "BLH"])
+@pytest.mark.parametrize("width", [9, 12, 16])
+def test_a_dozen_taps_take_the_fast_kernel(width: int, layout: str) -> None:
+    assert check_outputs(DepthwiseCase((2, 24, 136, width), "same", layout=layout), orders=ORDERS[:1]) == FAST
+
+
+def test_only_the_gradient_of_x_of_a_linear_convolution_is_a_convolution() -> None:
+    assert check_gradients(DepthwiseCase((2, 40, 136, 4), "same", wanted="input"), orders=ORDERS[:1]) == FAST
+
+
+@pytest.mark.parametrize("special", ["none", "states", "seq_idx"])
+@pytest.mark.parametrize("layout", ["BHL", "BLH"])
+def test_no_races(layout: str, special: str) -> None:
+    case = DepthwiseCase((2, 40, 136, 5), activation="silu", layout=layout, special=special)
+    check_outputs(case, orders=ORDERS[:1], race_check=True)
+    check_gradients(case, orders=ORDERS[:1], race_check=True)
+
+
+@pytest.mark.parametrize("layout", ["BHL", "BLH"])
+def test_no_races_of_many_taps(layout: str) -> None:
+    case = DepthwiseCase((2, 33, 300, 70), layout=layout, activation="silu", placing="odd")
+    check_outputs(case, orders=ORDERS[:1], race_check=True)
+    check_gradients(case, orders=ORDERS[:1], race_check=True)
+
+
+@pytest.mark.parametrize("case", LARGE, ids=lambda case: case.label)
+def test_blocks_that_walk(case: DepthwiseCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depthwise_steps, "_GRID_Y", 2)
+    check_outputs(case, orders=ORDERS[:1])
+    check_gradients(case, orders=ORDERS[:1])
+
+
+@pytest.mark.parametrize("width", [4, 20])
+@pytest.mark.parametrize("layout", ["BHL", "BLH"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_point_that_is_not_finite_stays_with_the_outputs_that_see_it(layout: str, width: int, bad: float) -> None:
+    case = DepthwiseCase((2, 8, 136, width), layout=layout, activation="silu")
+    inputs = make_inputs(case)
+    inputs.x[1, 3, 50] = bad
+    y, _, _ = run_outputs(case, inputs)
+    sees = np.zeros(y.shape, bool)
+    sees[1, 3, 50 : 50 + width] = True
+    assert np.isfinite(y[~sees].astype(np.float32)).all()
+    assert (y[sees] != y[sees]).any() or np.isinf(y[sees].astype(np.float32)).any()
+
+
+@pytest.mark.parametrize("width", [4, 20])
+@pytest.mark.parametrize("layout", ["BHL", "BLH"])
+def test_the_last_point_that_is_not_finite_stays_out_of_gradients_that_do_not_see_it(layout: str, width: int) -> None:
+    case = DepthwiseCase((1, 8, 136, width), layout=layout)
+    inputs = make_inputs(case)
+    inputs.x[0, 3, -1] = np.inf
+    grads, _ = run_gradients(case, inputs)
+    is_finite = np.isfinite(grads.weight)
+    # Only the last tap of the last output sees the last point.
+    assert not is_finite[3, -1]
+    assert is_finite[3, :-1].all()
+    assert np.isfinite(grads.x.astype(np.float32)).all()
+
+
+def test_the_metric_rejects_reversed_taps() -> None:
+    case = DepthwiseCase((2, 8, 136, 4), dtype="float32")
+    inputs = make_inputs(case)
+    y, _, _ = run_outputs(case, inputs)
+    reversed_taps = inputs._replace(weight=inputs.weight[:, ::-1])
+    assert not numeric.compare(y, Exact(case, reversed_taps).outputs(), case.dtype).ok
+
+
+@pytest.mark.parametrize("is_ring", [False, True])
+@pytest.mark.parametrize("has_indices", [False, True])
+@pytest.mark.parametrize(("width", "state_len"), [(1, 0), (2, 1), (4, 3), (4, 7), (16, 15)])
+@pytest.mark.parametrize("steps", [None, 1, 3, 9])
+def test_update(steps: int | None, width: int, state_len: int, *, is_ring: bool, has_indices: bool) -> None:
+    check_update(UpdateCase(width, state_len, steps, is_ring, has_indices))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("weight_dtype", ["float16", "bfloat16", "float32"])
+def test_update_of_any_dtypes(dtype: str, weight_dtype: str) -> None:
+    case = UpdateCase(4, 5, 2, True, True, dtype=dtype, weight_dtype=weight_dtype, activation="silu")
+    check_update(case)
+    check_update(replace(case, bias_dtype=None, race_check=True))
