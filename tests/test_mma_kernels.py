@@ -1,0 +1,197 @@
+"""The kernels for tensor cores on the host runtime: accuracy by size, mode and layout, range, what is not finite."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from host_runtime.harness import ORDERS
+from kernel_runs import describe
+from mma_runs import check, run
+
+from fftconv_cupy import numeric
+from fftconv_cupy.benchmarks.problems import Case, make_inputs, reference_of
+from fftconv_cupy.mma_blocks import DTYPES, MMA_CONFIGS, MMA_PRECISIONS
+
+_GATES = {"in_gate": True, "out_gate": True}
+_SIZES = sorted({points for _, points in MMA_CONFIGS})
+_KERNELS = [
+    pytest.param(
+        points, precision, DTYPES[(row + column) % 2], id=f"M{points}-{precision}-{DTYPES[(row + column) % 2]}"
+    )
+    for (row, points), (column, precision) in itertools.product(enumerate(_SIZES), enumerate(MMA_PRECISIONS))
+]
+
+
+@pytest.mark.parametrize(("points", "precision", "dtype"), _KERNELS)
+def test_rows_that_fill_a_transform(points: int, precision: str, dtype: str) -> None:
+    plain = Case("causal", dtype, points, points, batch=3, channels=2)
+    assert check(plain, precision).tensor.points == points
+    check(replace(plain, **_GATES, filter_len=points // 2 + 1, layout="transposed"), precision)
+
+
+@pytest.mark.parametrize(("points", "precision", "dtype"), _KERNELS)
+def test_rows_that_end_inside_a_transform(points: int, precision: str, dtype: str) -> None:
+    length = points - 8 if points > 256 else 136
+    gated = Case("same", dtype, length, 31, batch=2, channels=3, out_gate=True, skip_dtype="float32")
+    made = check(gated, precision)
+    assert (made.tensor.points, dict(made.forward.defines)["FFTCONV_IS_WIDE"]) == (points, "1")
+    odd = Case("causal", dtype, length - 3, points, batch=1, channels=2, in_gate=True, layout="odd")
+    made = check(odd, precision)
+    assert (made.tensor.points, dict(made.forward.defines)["FFTCONV_IS_WIDE"]) == (points, "0")
+
+
+_MORE = (
+    Case("circular", "bfloat16", 1024, 1024, 5, 2, 1024, **_GATES),
+    Case("circular", "float16", 250, 900, 17, 2, in_gate=True),
+    Case("circular", "float16", 600, 100, 1, 2, 2048, skip_dtype="float16"),
+    Case("full", "float16", 600, 300, 1, 19, skip_dtype="float16", filter_dtype="float16"),
+    Case("full", "bfloat16", 1000, 2000, 2, 2, out_gate=True),
+    Case("causal", "bfloat16", 300, 300, 33, 3, shared_filter=True, skip_dtype="bfloat16", **_GATES),
+    Case("causal", "float16", 512, 512, 2, 41, prepared=True, layout="channel-strided"),
+    Case("same", "float16", 500, 2001, 3, 2, prepared=True, scaled=True, layout="reversed", filter_dtype="bfloat16"),
+    Case("causal", "bfloat16", 1024, 5000, 3, 2, layout="broadcast", scaled=True, in_gate=True),
+)
+
+
+@pytest.mark.parametrize("precision", MMA_PRECISIONS)
+@pytest.mark.parametrize("case", _MORE, ids=lambda case: case.label.replace(" ", "-"))
+def test_modes_layouts_and_prepared_filters(case: Case, precision: str) -> None:
+    check(case, precision, orders=ORDERS[:1])
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_120"])
+def test_other_architectures_compute_the_same(arch: str) -> None:
+    case = Case("causal", "bfloat16", 2048, 2048, batch=2, channels=1)
+    assert run(case, "medium", arch=arch)[0].tobytes() == run(case, "medium")[0].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("points", "precision", "options"),
+    [
+        (256, "medium", {"batch": 40}),
+        (512, "high", {"channels": 20}),
+        (4096, "medium", _GATES),
+        (8192, "high", {"skip_dtype": "float32"}),
+    ],
+    ids=["M256", "M512", "M4096", "M8192"],
+)
+def test_nothing_races(points: int, precision: str, options: dict[str, object]) -> None:
+    case = Case("causal", "bfloat16", points, points, **{"batch": 3, "channels": 1, **options})
+    for order in ORDERS:
+        run(case, precision, order=order, race_check=True)
+
+
+_BATCH = 4
+
+
+def _noise(points: int) -> np.ndarray:
+    return np.random.default_rng(points).standard_normal((_BATCH, 2, points))
+
+
+def _spikes(points: int) -> np.ndarray:
+    u = 1e-3 * _noise(points)
+    u[:, :, 17] = 200
+    return u
+
+
+def _taps(points: int) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((2, points)) * points**-0.5
+
+
+def _signs(points: int) -> np.ndarray:
+    return (-1.0) ** np.arange(points)
+
+
+# name: dtype, rows, taps. Where nearly all of a row is one frequency, so is the filter strong there: a filter that
+# takes it away leaves the rounding of what it takes.
+_RANGES: dict[str, tuple[str, Callable[[int], np.ndarray], Callable[[int], np.ndarray]]] = {
+    "a mean of 100 sigma": ("float16", lambda n: 100 + _noise(n), lambda n: np.abs(_taps(n))),
+    "a mean of 100 sigma in bfloat16": ("bfloat16", lambda n: 100 + _noise(n), lambda n: np.abs(_taps(n))),
+    "alternating signs": ("float16", lambda n: 6e4 * _signs(n) + _noise(n), lambda n: abs(_taps(n)) / 64 * _signs(n)),
+    "6e4": ("float16", lambda n: 6e4 * np.sign(_noise(n)), lambda n: _taps(n) / 64),
+    "spikes": ("float16", _spikes, _taps),
+    "2^60": ("bfloat16", lambda n: 2.0**60 * _noise(n), _taps),
+    "2^-60": ("bfloat16", lambda n: 2.0**-60 * _noise(n), _taps),
+    "2^120": ("bfloat16", lambda n: 2.0**120 * np.sign(_noise(n)), _taps),
+    "1e-6": ("bfloat16", lambda n: 1e-6 * _noise(n), _taps),
+    "rows 1e6 apart": ("bfloat16", lambda n: _noise(n) * 10.0 ** np.array([0, 6, -6, 3])[:, None, None], _taps),
+}
+
+
+@pytest.mark.parametrize("precision", MMA_PRECISIONS)
+@pytest.mark.parametrize("name", _RANGES)
+def test_rows_of_any_magnitude(name: str, precision: str) -> None:
+    dtype, rows, taps = _RANGES[name]
+    case = Case("causal", dtype, 1024, 1024, _BATCH, 2)
+    inputs = make_inputs(case)
+    inputs = replace(inputs, u=rows(1024).astype(inputs.u.dtype), k=taps(1024).astype(inputs.k.dtype))
+    check(case, precision, inputs, orders=ORDERS[:1])
+
+
+@pytest.mark.parametrize("precision", MMA_PRECISIONS)
+@pytest.mark.parametrize("scale", [2.0**-70, 2.0**-30, 2.0**40])
+def test_filters_of_any_magnitude(scale: float, precision: str) -> None:
+    case = Case("causal", "bfloat16", 1024, 1024, _BATCH, 2)
+    inputs = make_inputs(case)
+    check(case, precision, replace(inputs, k=inputs.k * np.float32(scale)), orders=ORDERS[:1])
+
+
+@pytest.mark.parametrize("precision", MMA_PRECISIONS)
+@pytest.mark.parametrize("size", [1e-4, 1e4])
+def test_a_skip_of_another_size_than_the_filter(size: float, precision: str) -> None:
+    case = Case("causal", "bfloat16", 1024, 1024, _BATCH, 2, skip_dtype="float32")
+    inputs = make_inputs(case)
+    check(case, precision, replace(inputs, skip=np.float32(size) * inputs.skip), orders=ORDERS[:1])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_in_its_row(bad: float) -> None:
+    case = Case("causal", "float16", 512, 512, batch=9, channels=2, in_gate=True)
+    inputs = make_inputs(case)
+    u, gate = inputs.u.copy(), inputs.in_gate.copy()
+    u[3, 0, 100] = bad
+    gate[5, 1, 511] = bad
+    y, _ = run(case, "medium", replace(inputs, u=u, in_gate=gate))
+    is_clean = np.ones((9, 2), bool)
+    is_clean[3, 0] = is_clean[5, 1] = False
+    assert not np.isfinite(y[~is_clean].astype(np.float32)).all(axis=-1).any()
+    clean = run(case, "medium", inputs)[0]
+    assert y[is_clean].tobytes() == clean[is_clean].tobytes()
+
+
+def test_a_filter_that_is_not_finite_spoils_its_channel_only() -> None:
+    case = Case("causal", "float16", 512, 512, batch=1, channels=16, skip_dtype="float32")
+    inputs = make_inputs(case)
+    k, skip = inputs.k.copy(), inputs.skip.copy()
+    k[3, 7] = np.inf
+    skip[4] = np.nan
+    y, _ = run(case, "medium", replace(inputs, k=k, skip=skip))
+    spoilt = np.isin(np.arange(16), (3, 4))
+    assert np.isnan(y[:, spoilt].astype(np.float32)).all()
+    assert y[:, ~spoilt].tobytes() == run(case, "medium", inputs)[0][:, ~spoilt].tobytes()
+
+
+def test_zeros_stay_zeros() -> None:
+    case = Case("causal", "bfloat16", 512, 512, batch=3, channels=2)
+    inputs = make_inputs(case)
+    u, k = inputs.u.copy(), inputs.k.copy()
+    u[1] = 0
+    k[1] = 0
+    y, _ = run(case, "high", replace(inputs, u=u, k=k))
+    assert not y[1].astype(np.float32).any()
+    assert not y[:, 1].astype(np.float32).any()
+    assert y[0, 0].astype(np.float32).any()
+
+
+def test_high_is_more_exact_than_medium() -> None:
+    case = Case("causal", "float16", 4096, 4096, batch=1, channels=2)
+    inputs = make_inputs(case)
+    exact = reference_of(case, inputs)
+    high, medium = (run(case, precision, inputs)[0] for precision in MMA_PRECISIONS)
+    bounds = [numeric.bound(exact, "float16", precision=precision) for precision in MMA_PRECISIONS]
+    errors = [numeric.relative_error(y, exact) for y in (high, medium)]
+    assert errors[0] <= bounds[0] < errors[1] <= bounds[1], describe(numeric.Agreement(*errors))

@@ -1,0 +1,161 @@
+"""Which precision a call runs in, what its plan tells, and the constants of the kernels for tensor cores."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from fftconv_cupy import fftconv, numeric, plan, prepare_filter, warmup
+from fftconv_cupy.archs import ARCHS
+from fftconv_cupy.blocks import BLOCK_CONFIGS, QUAD_BYTES
+from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, UnsupportedProblemError
+from fftconv_cupy.kernel_matrix import iter_kernels
+from fftconv_cupy.mma_blocks import MIDDLE_SCALE, MMA_CONFIGS, MMA_PRECISIONS, OUTER_SCALES, PHASE
+from fftconv_cupy.mma_plan import MmaPlan, make_mma_plan, precision_of
+from fftconv_cupy.mma_tables import mma_table
+from fftconv_cupy.plan import Plan
+from fftconv_cupy.problem import MODES, Problem, make_problem
+
+_CONFIGS = [pytest.param(config, id=f"M{points}-{precision}") for (precision, points), config in MMA_CONFIGS.items()]
+
+
+def problem(precision: str | None, dtype: str = "float16", mode: str = "causal", **changes: object) -> Problem:
+    numbers = {"batch": 2, "channels": 3, "seqlen": 1024, "filter_len": 1024, **changes}
+    return make_problem(mode, **numbers, dtype=dtype, precision=precision)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("precision", [None, "highest", "high", "medium"])
+def test_less_than_the_highest_runs_with_16_bits_from_sm_80_on(arch: str, dtype: str, precision: str | None) -> None:
+    has_tensor_cores = arch != "sm_75" and dtype != "float32"
+    expected = precision if precision in MMA_PRECISIONS and has_tensor_cores else "highest"
+    assert precision_of(problem(precision, dtype), ARCHS[arch]) == expected
+
+
+@pytest.mark.parametrize(
+    ("arch", "seqlen", "expected"),
+    [
+        ("sm_90", 16384, "medium"),
+        ("sm_90", 16385, "highest"),
+        ("sm_86", 8192, "medium"),
+        ("sm_86", 8193, "highest"),
+    ],
+)
+def test_rows_that_no_block_holds_run_in_float32(arch: str, seqlen: int, expected: str) -> None:
+    assert precision_of(problem("medium", seqlen=seqlen, filter_len=seqlen), ARCHS[arch]) == expected
+
+
+def test_outputs_longer_than_the_transform_take_a_larger_one() -> None:
+    full = plan(2, 3, 1024, 1024, mode="full", precision="medium", arch="sm_90")
+    assert isinstance(full, MmaPlan)
+    assert full.tensor.points == 2048
+
+
+def test_a_plan_tells_the_precision() -> None:
+    text = str(plan(64, 768, 4096, 4096, dtype="bfloat16", precision="medium", arch="sm_90"))
+    assert "medium: tensor cores" in text
+    assert "4096 complex points = 16 x 16 x 16" in text
+    assert "launches        3" in text
+    assert isinstance(plan(64, 768, 4096, 4096, precision="medium", arch="sm_75"), Plan)
+
+
+def test_a_plan_that_is_not_for_tensor_cores_is_refused() -> None:
+    with pytest.raises(UnsupportedProblemError, match=r"precision: got None .* allowed: 'highest'"):
+        make_mma_plan(problem(None), ARCHS["sm_90"])
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("mode", MODES)
+def test_plans_name_only_kernels_of_the_compile_matrix(arch: str, mode: str) -> None:
+    known = {kernel.spec for kernel in iter_kernels(arch)}
+    flags = [{}, {"in_gate": True}, {"in_gate": True, "out_gate": True}, {"skip": True}]
+    for seqlen, taps, precision, options in itertools.product([1, 256, 1000, 8192], [1, 3000], MMA_PRECISIONS, flags):
+        asked = problem(precision, "bfloat16", mode, seqlen=seqlen, filter_len=taps, **options)
+        if precision_of(asked, ARCHS[arch]) == precision:
+            for is_wide in (True, False):
+                made = make_mma_plan(asked, ARCHS[arch], is_wide=is_wide)
+                assert {made.forward, made.filter, made.convert} <= known
+
+
+def test_groups_of_channels_bound_the_workspace() -> None:
+    made = make_mma_plan(problem("high", channels=1 << 16, seqlen=16384, filter_len=16384), ARCHS["sm_90"])
+    assert made.workspace_bytes <= 256 << 20
+    assert made.launches == 3 * -(-(1 << 16) // made.channel_group)
+
+
+@pytest.mark.parametrize("bad", ["low", "Highest", ""])
+def test_a_precision_of_another_name_is_refused(bad: str) -> None:
+    for call in (
+        lambda: fftconv(np.ones((1, 8), np.float32), np.ones(3, np.float32), precision=bad),
+        lambda: prepare_filter(np.ones(3, np.float32), seqlen=8, precision=bad),
+        lambda: plan(1, 1, 8, 3, precision=bad, arch="sm_90"),
+        lambda: warmup(1, 1, 8, 3, precision=bad, archs="sm_90"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=r"precision: got .*allowed: None, 'highest', 'high', 'medium'"):
+            call()
+
+
+@pytest.mark.parametrize("bad", [1, 0.5, b"high", ["high"]])
+def test_a_precision_that_is_no_string_is_refused(bad: object) -> None:
+    with pytest.raises(InvalidTypeError, match="precision: got"):
+        fftconv(np.ones((1, 8), np.float32), np.ones(3, np.float32), precision=bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium", None])
+def test_the_cpu_computes_the_same_with_any_precision(precision: str | None) -> None:
+    rng = np.random.default_rng(0)
+    u, k = rng.standard_normal((2, 3, 50)).astype(np.float16), rng.standard_normal((3, 20)).astype(np.float32)
+    prepared = prepare_filter(k, seqlen=50, precision=precision)
+    assert fftconv(u, k, precision=precision).tobytes() == fftconv(u, k).tobytes()
+    assert fftconv(u, prepared, precision="medium").tobytes() == fftconv(u, k).tobytes()
+
+
+def test_precision_with_tensors_that_torch_differentiates_is_refused() -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(InvalidArgumentError, match=r"precision.*Leave precision out"):
+        fftconv(torch.ones(1, 8, requires_grad=True), torch.ones(3), precision="medium")
+
+
+def test_the_bounds_of_results_by_precision() -> None:
+    exact = np.random.default_rng(0).standard_normal((3, 4096))
+    fixed = {"high": 6e-4, "medium": 1.1e-3}
+    factor = {"high": 1.1, "medium": 1.2}
+    for precision in MMA_PRECISIONS:
+        assert numeric.bound(exact, "float16", precision=precision) == fixed[precision]
+        rounding = numeric.rounding_error(exact, "bfloat16")
+        assert numeric.bound(exact, "bfloat16", precision=precision) == pytest.approx(
+            factor[precision] * rounding, 2e-3
+        )
+        off = exact * (1 + 0.9 * fixed[precision])
+        assert numeric.compare(off, exact, "float16", precision=precision).ok
+        assert not numeric.compare(exact * (1 + 1.1 * fixed[precision]), exact, "float16", precision=precision).ok
+        one_row = np.array([1, 1, 1 + 2 * fixed[precision]])[:, None] * exact
+        assert numeric.compare(one_row, exact, "float16", precision=precision).row == (2,)
+
+
+@pytest.mark.parametrize("config", _CONFIGS)
+def test_configurations_are_whole(config) -> None:
+    assert config.points in BLOCK_CONFIGS  # whose float32 transform makes the filter's spectrum
+    assert config.rows & (config.rows - 1) == 0
+    assert config.lines % (config.threads // 32) == 0
+    assert mma_table(config).nbytes % QUAD_BYTES == 0
+
+
+@pytest.mark.parametrize("radix", OUTER_SCALES)
+def test_the_scales_of_the_matrices_lose_least(radix: int) -> None:
+    turns = np.outer(np.arange(radix), np.arange(radix) + PHASE) / radix
+    assert _loss(OUTER_SCALES[radix], turns) <= 1.001 * min(_loss(1 + i / 1024, turns) for i in range(1024)) + 1e-12
+
+
+def test_the_scale_of_the_middle_matrices_loses_least() -> None:
+    turns = np.outer(np.arange(16), np.arange(16)) / 16
+    assert _loss(8 * MIDDLE_SCALE, turns) <= min(_loss(1 + i / 1024, turns) for i in range(1024)) + 1e-12
+
+
+def _loss(scale: float, turns: np.ndarray) -> float:
+    """Return the relative error of the parts of e(turns), scaled, as halves."""
+    exact = scale * np.stack([np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)])
+    return float(np.linalg.norm(exact.astype(np.float16) - exact) / np.linalg.norm(exact))
