@@ -33,10 +33,16 @@ class Data:
     dy: Any = None
 
     def to(self, framework: str) -> Data:
-        """Return the same memory as arrays of ``"cupy"`` or ``"torch"``."""
+        """Return the same memory as arrays of ``"cupy"`` or ``"torch"``, or copies of it as those of ``"jax"``."""
         if framework == "cupy":
             return self
-        return Data(*(None if array is None else to_torch(array) for array in (*self.arrays, self.dy)))
+        convert = to_torch if framework == "torch" else to_jax
+        return Data(*(None if array is None else convert(array) for array in (*self.arrays, self.dy)))
+
+    def synchronized(self) -> Data:
+        """Wait for all that was launched on the default stream, and return these arrays."""
+        import_cupy().cuda.Stream.null.synchronize()
+        return self
 
     @property
     def arrays(self) -> tuple[Any, Any, Any, Any]:
@@ -46,23 +52,22 @@ class Data:
 
 def make_data(cell: Cell) -> Data:
     """Draw the arrays of a cell on the current GPU; each tap counts, and outputs are of the order of the inputs."""
-    cupy = import_cupy()
-    dtype = NUMPY_DTYPES[cell.dtype]
-
-    def draw(shape: tuple[int, ...], dtype: Any, seed: int, scale: float = 1.0) -> Any:
-        array = cupy.empty(shape, dtype)
-        device_code.fill_normal(array, seed=seed, scale=scale)
-        return array
-
-    rows = (cell.batch, cell.channels)
-    u = draw((cell.batch * (1 + cell.strided), cell.channels, cell.seqlen), dtype, 1)
+    dtype, rows = cell.dtype, (cell.batch, cell.channels)
+    u = drawn((cell.batch * (1 + cell.strided), cell.channels, cell.seqlen), dtype, 1)
     return Data(
         u=u[::2] if cell.strided else u,
-        k=draw((cell.channels, cell.filter_len), "float32", 2, cell.filter_len**-0.5),
-        in_gate=draw((*rows, cell.seqlen), dtype, 3) if cell.gated else None,
-        out_gate=draw((*rows, cell.problem.out_len), dtype, 4) if cell.gated else None,
-        dy=draw((*rows, cell.problem.out_len), dtype, 5) if cell.is_backward else None,
+        k=drawn((cell.channels, cell.filter_len), "float32", 2, cell.filter_len**-0.5),
+        in_gate=drawn((*rows, cell.seqlen), dtype, 3) if cell.gated else None,
+        out_gate=drawn((*rows, cell.problem.out_len), dtype, 4) if cell.gated else None,
+        dy=drawn((*rows, cell.problem.out_len), dtype, 5) if cell.is_backward else None,
     )
+
+
+def drawn(shape: tuple[int, ...], dtype: str, seed: int, scale: float = 1.0) -> Any:
+    """Return normal random numbers of deviation ``scale`` as a CuPy array on the current GPU."""
+    array = import_cupy().empty(shape, NUMPY_DTYPES[dtype])
+    device_code.fill_normal(array, seed=seed, scale=scale)
+    return array
 
 
 def to_torch(array: Any) -> Any:
@@ -74,17 +79,21 @@ def to_torch(array: Any) -> Any:
     return torch.from_dlpack(array)
 
 
+def to_jax(array: Any) -> Any:
+    """Return a JAX array on a CuPy array's GPU, copied through the host: neither library has to wait for the other."""
+    import jax
+
+    return jax.device_put(array.get(), jax.devices("cuda")[array.device.id])
+
+
 class Sample:
     """A few rows of a problem and their float64 results: outputs, or gradients."""
 
     def __init__(self, cell: Cell, data: Data) -> None:
         """Take rows of the first and the last batch, and compute them."""
-        self._batches = sorted({0, cell.batch - 1})
-        self._channels = sorted(
-            {round(i * (cell.channels - 1) / (_SAMPLED_CHANNELS - 1)) for i in range(_SAMPLED_CHANNELS)}
-        )
+        self._batches, self._channels = sampled(cell.batch, cell.channels)
         u, in_gate, out_gate = map(self._rows, (data.u, data.in_gate, data.out_gate))
-        k = np.stack([_host(data.k[channel]) for channel in self._channels])
+        k = np.stack([host(data.k[channel]) for channel in self._channels])
         gates = {"in_gate": in_gate, "out_gate": out_gate}
         if not cell.is_backward:
             self._y64 = fftconv_reference(u, k, mode=cell.mode, **gates)
@@ -101,7 +110,7 @@ class Sample:
         """
         if not isinstance(result, Gradients):
             return numeric.relative_error(self._rows(result), self._y64)
-        errors = [numeric.relative_error(_host(result.k[self._channels[-1]]), self._dk64)]
+        errors = [numeric.relative_error(host(result.k[self._channels[-1]]), self._dk64)]
         for grad, grad64 in zip(
             (result.u, result.in_gate, result.out_gate),
             (self._grads64.u, self._grads64.in_gate, self._grads64.out_gate),
@@ -114,7 +123,13 @@ class Sample:
     def _rows(self, array: Any) -> Any:
         if array is None:
             return None
-        return np.stack([np.stack([_host(array[b, h]) for h in self._channels]) for b in self._batches])
+        return np.stack([np.stack([host(array[b, h]) for h in self._channels]) for b in self._batches])
+
+
+def sampled(batch: int, channels: int) -> tuple[list[int], list[int]]:
+    """Return the batches and the channels whose rows are compared with float64."""
+    last = _SAMPLED_CHANNELS - 1
+    return sorted({0, batch - 1}), sorted({round(i * (channels - 1) / last) for i in range(_SAMPLED_CHANNELS)})
 
 
 def filter_gradient(cell: Cell, data: Data, channel: int) -> NDArray[np.float64]:
@@ -142,12 +157,12 @@ def filter_gradient(cell: Cell, data: Data, channel: int) -> NDArray[np.float64]
 
 def _gated_rows(array: Any, gate: Any, batches: range, channel: int) -> NDArray[np.float64]:
     # Row by row: a row is contiguous, so no kernel of CuPy's is needed to copy it.
-    rows = np.stack([_host(array[batch, channel]) for batch in batches]).astype(np.float64)
+    rows = np.stack([host(array[batch, channel]) for batch in batches]).astype(np.float64)
     return rows if gate is None else rows * _gated_rows(gate, None, batches, channel)
 
 
-def _host(row: Any) -> Array:
-    """Return a row as a NumPy array; a torch row as float32, which holds every 16-bit number."""
-    if isinstance(row, np.ndarray):
-        return row
-    return np.asarray(row.get() if hasattr(row, "get") else row.float().cpu().numpy())
+def host(array: Any) -> Array:
+    """Return any framework's array as a NumPy array; torch's as float32, which holds every 16-bit number."""
+    if hasattr(array, "detach"):
+        array = array.detach().float().cpu().numpy()
+    return np.asarray(array.get() if hasattr(array, "get") else array)

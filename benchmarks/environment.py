@@ -17,6 +17,7 @@ from fftconv_cupy.errors import MissingDependencyError
 
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _FRAMEWORKS = ("numpy", "ml_dtypes", "torch", "jax")
+_PEERS = ("flashfftconv", "causal-conv1d", "subquadratic-ops-torch-cu12", "subquadratic-ops-torch-cu13")
 
 
 def gpu_count() -> tuple[int, str]:
@@ -33,13 +34,17 @@ def gpu_count() -> tuple[int, str]:
 
 
 def software() -> dict[str, Any]:
-    """Return versions of everything involved, None for what is not installed, and the cache directory; needs no GPU."""
+    """Return versions of everything involved, None for a framework that is not installed, and the cache directory.
+
+    It needs no GPU. Of the libraries that benchmarks compare with, only those are named that are installed.
+    """
     found: dict[str, Any] = {
         "version": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
     found |= {name: _installed(name) for name in _FRAMEWORKS}
+    found |= {name: version for name in _PEERS if (version := _installed(name)) is not None}
     try:
         cupy = import_cupy()
         found["cupy"] = cupy.__version__

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import fftconv_cupy
-from fftconv_cupy.arrays import current_device
-from fftconv_cupy.benchmarks.baselines import IMPLEMENTATIONS, OURS, Implementation
-from fftconv_cupy.benchmarks.cells import Cell
-from fftconv_cupy.benchmarks.data import Data, Sample, make_data
+from fftconv_cupy.benchmarks import kinds
+from fftconv_cupy.benchmarks.baselines import OURS, Implementation
+from fftconv_cupy.benchmarks.cells import Timed
 from fftconv_cupy.benchmarks.timing import Timing
-from fftconv_cupy.launch import device_limits
-from fftconv_cupy.vjp_plan import make_vjp_plan
+
+OUT_OF_MEMORY = "out of memory"
 
 _SPARE_RUNS = 2  # tried in place of void ones
+_MEMORY_WORDS = (OUT_OF_MEMORY, "RESOURCE_EXHAUSTED", "CUFFT_ALLOC_FAILED", "cudaErrorMemoryAllocation")
 
 Record = dict[str, Any]
 
@@ -32,11 +33,14 @@ class Clock(Protocol):
     def copy_gb_per_s(self) -> float:
         """Return the bandwidth of a copy."""
 
-    def extra_mib(self, call: Callable[[], Any], framework: str) -> float:
-        """Return the memory that a call takes beside its inputs and its output."""
+    def extra_mib(self, call: Callable[[], Any], framework: str) -> float | None:
+        """Return the memory that a call takes beside its inputs and its output, None where that is not known."""
 
     def host_ms(self, call: Callable[[], Any]) -> float:
         """Return the time that Python spends in a call."""
+
+    def release(self) -> None:
+        """Give memory that no array holds any more back to the GPU, for other libraries to take."""
 
 
 @dataclass(slots=True)
@@ -44,9 +48,10 @@ class _Result:
     """What is known of one implementation on one cell."""
 
     framework: str
-    error: float
-    extra_mib: float
-    launches: int | None
+    error: float | None = None
+    extra_mib: float | None = None
+    launches: int | None = None
+    note: str | None = None
     timings: list[Timing] = field(default_factory=list)
 
 
@@ -58,28 +63,35 @@ class Session:
         clock: of the GPU.
         min_copy_gb_per_s: a run whose copy is slower is void: something else uses the GPU, or it is throttled.
         implementations: what is timed.
+        budget_s: no cell is begun after so many seconds; None means that there is no end to it.
         draw: makes the arrays of a cell.
         judge: makes the sample of rows that gives the error.
+        now: the clock of the budget, in seconds.
         copies: bandwidth of each run that counts, in GB/s.
         void_copies: of those that do not.
         notes: what could not be timed, and why.
+        missing: names of implementations that are not installed.
         failed: our own implementation raised an error that is none of the environment's.
     """
 
     clock: Clock
     min_copy_gb_per_s: float = 0.0
-    implementations: Sequence[Implementation] = IMPLEMENTATIONS
-    draw: Callable[[Cell], Data] = make_data
-    judge: Callable[[Cell, Data], Any] = Sample
+    implementations: Sequence[Implementation] = kinds.IMPLEMENTATIONS
+    budget_s: float | None = None
+    draw: Callable[[Timed], Any] = kinds.draw
+    judge: Callable[[Timed, Any], Any] = kinds.judge
+    now: Callable[[], float] = time.monotonic
     copies: list[float] = field(default_factory=list)
     void_copies: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    missing: set[str] = field(default_factory=set)
     failed: bool = False
-    _results: dict[tuple[Cell, str], _Result] = field(default_factory=dict)
-    _dropped: set[tuple[Cell, str]] = field(default_factory=set)
+    _results: dict[tuple[Timed, str], _Result] = field(default_factory=dict)
+    _dropped: set[tuple[Timed, str]] = field(default_factory=set)
 
-    def run(self, cells: Sequence[Cell], runs: int) -> Iterator[None]:
+    def run(self, cells: Sequence[Timed], runs: int) -> Iterator[None]:
         """Time every cell in each of several runs; yields after each cell of a run that counts."""
+        started = self.now()
         for _ in range(runs + _SPARE_RUNS):
             if len(self.copies) == runs:
                 return
@@ -88,7 +100,11 @@ class Session:
                 self.void_copies.append(copy)
                 continue
             self.copies.append(copy)
-            for cell in cells:
+            for number, cell in enumerate(cells):
+                if self.budget_s is not None and self.now() - started > self.budget_s:
+                    left = f"of run {len(self.copies)}, {len(cells) - number} of {len(cells)} problems were left out"
+                    self.notes.append(f"The {self.budget_s:g} seconds were over: {left}.")
+                    return
                 self._time_cell(cell)
                 yield
 
@@ -97,88 +113,78 @@ class Session:
         copy = statistics.median(self.copies)
         return [self._record(cell, name, result, copy) for (cell, name), result in self._results.items()]
 
-    def _time_cell(self, cell: Cell) -> None:
-        wanted = [i for i in self.implementations if i.suits(cell) and (cell, i.name) not in self._dropped]
+    def _time_cell(self, cell: Timed) -> None:
+        wanted = [i for i in self.implementations if i.takes(cell) and (cell, i.name) not in self._dropped]
         if not wanted:
             return
-        data = self.draw(cell)
-        sample = None
+        data = sample = None
         for implementation in wanted:
             try:
-                if (cell, implementation.name) not in self._results:
-                    sample = sample or self.judge(cell, data)
+                data = data if data is not None else self.draw(cell)
+                if sample is None and (cell, implementation.name) not in self._results:
+                    sample = self.judge(cell, data)
                 self._time(cell, implementation, data, sample)
             except Exception as error:
                 self._drop(cell, implementation, error)
+            self.clock.release()
 
-    def _drop(self, cell: Cell, implementation: Implementation, error: Exception) -> None:
+    def _drop(self, cell: Timed, implementation: Implementation, error: Exception) -> None:
         """Leave out what cannot be timed, and note why: another library that is missing once, for all cells."""
         is_missing = isinstance(error, ImportError)
         if is_missing and implementation.name != OURS:
             self.implementations = [i for i in self.implementations if i is not implementation]
+            self.missing.add(implementation.name)
             self.notes.append(f"{implementation.name} is not timed: {error}")
             return
         self._dropped.add((cell, implementation.name))
+        if is_out_of_memory(error):
+            framework = implementation.framework or cell.framework
+            self._results[cell, implementation.name] = _Result(framework, note=OUT_OF_MEMORY)
+            return
         self.notes.append(f"{implementation.name}, {cell.label}: not timed: {type(error).__name__}: {error}")
         is_expected = is_missing or isinstance(error, fftconv_cupy.UnsupportedProblemError)
         self.failed |= implementation.name == OURS and not is_expected
 
-    def _time(self, cell: Cell, implementation: Implementation, data: Data, sample: Any) -> None:
+    def _time(self, cell: Timed, implementation: Implementation, data: Any, sample: Any) -> None:
         framework = implementation.framework or cell.framework
-        call = implementation.prepare(cell, data.to(framework))
-        result = self._results.get((cell, implementation.name))
-        if result is None:
-            error = sample.error(call())
-            result = _Result(framework, error, self.clock.extra_mib(call, framework), _launches(cell, implementation))
-        if cell.suite == "host":
-            result.timings.append(Timing(self.clock.host_ms(call), 0.0))
+        call = implementation.prepare(cell, None if data is None else data.to(framework))
+        result = self._results.get((cell, implementation.name), _Result(framework))
+        if cell.measured == "itself":
+            result.timings.append(Timing(call(), 0.0))
         else:
-            result.timings.append(self.clock.time(call))
+            if not result.timings:
+                if framework == "jax":  # the peak of its memory is seen at the first call only
+                    result.extra_mib = self.clock.extra_mib(call, framework)
+                result.error = None if sample is None else sample.error(call())
+                if framework != "jax":
+                    result.extra_mib = self.clock.extra_mib(call, framework)
+                result.launches = kinds.launches(cell, implementation.name)
+            is_host = cell.measured == "host"
+            result.timings.append(Timing(self.clock.host_ms(call), 0.0) if is_host else self.clock.time(call))
         self._results[cell, implementation.name] = result
 
-    def _record(self, cell: Cell, name: str, result: _Result, copy: float) -> Record:
-        is_host = cell.suite == "host"
+    def _record(self, cell: Timed, name: str, result: _Result, copy: float) -> Record:
+        runs_ms = [timing.ms for timing in result.timings]
+        is_timed = bool(runs_ms) and result.note is None
         return {
-            "suite": "strided" if cell.strided else cell.suite,
+            "suite": cell.recorded_suite,
             "impl": name,
-            "direction": cell.direction,
-            "mode": cell.mode,
-            "gated": cell.gated,
-            "precision": "highest",
-            "dtype": cell.dtype,
-            "filter": cell.filter,
+            **cell.facts,
             "framework": result.framework,
-            "fft_size": cell.problem.fft_size,
-            "batch": cell.batch,
-            "channels": cell.channels,
-            "seqlen": cell.seqlen,
-            "filter_len": cell.filter_len,
-            "ms": statistics.median(timing.ms for timing in result.timings),
-            "floor_ms": cell.floor_bytes / copy / 1e6,
+            "ms": statistics.median(runs_ms) if is_timed else None,
+            "runs_ms": runs_ms if is_timed else [],
+            "floor_ms": None if cell.floor_bytes is None else cell.floor_bytes / copy / 1e6,
             "scale": cell.scale,
             "error": result.error,
             "extra_mib": result.extra_mib,
-            "burst_ms": statistics.median(timing.burst_ms for timing in result.timings),
-            "l2_flushed": self.clock.l2_flushed and not is_host,
+            "burst_ms": statistics.median(timing.burst_ms for timing in result.timings) if is_timed else None,
+            "l2_flushed": self.clock.l2_flushed and cell.measured == "gpu",
             "launches": result.launches,
+            "note": result.note,
         }
 
 
-def _launches(cell: Cell, implementation: Implementation) -> int | None:
-    """Return the kernels that a call of ours launches; what others launch is not known."""
-    if implementation.name != OURS:
-        return None
-    if cell.is_backward:
-        return make_vjp_plan(cell.problem, cell.wanted, device_limits(current_device())).launches
-    planned = fftconv_cupy.plan(
-        cell.batch,
-        cell.channels,
-        cell.seqlen,
-        cell.filter_len,
-        mode=cell.mode,
-        dtype=cell.dtype,
-        in_gate=cell.gated,
-        out_gate=cell.gated,
-        prepared=cell.filter == "prepared",
-    )
-    return planned.launches
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error of any library says that the GPU's memory does not suffice."""
+    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_named or any(word.lower() in str(error).lower() for word in _MEMORY_WORDS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,8 +76,11 @@ class GpuClock:
         self._cupy.get_default_memory_pool().free_all_blocks()
         return 2 * COPY_BYTES / ms / 1e6
 
-    def extra_mib(self, call: Call, framework: str) -> float:
-        """Return the peak memory that a call takes above its inputs and what it returns, arrays or one, in MiB."""
+    def extra_mib(self, call: Call, framework: str) -> float | None:
+        """Return the peak memory that a call takes above its inputs and what it returns, arrays or one, in MiB.
+
+        Of JAX it is known where the call is the first to take so much: the peak of its allocator cannot be reset.
+        """
         self.synchronize()
         if framework == "torch":
             import torch
@@ -85,6 +89,15 @@ class GpuClock:
             torch.cuda.reset_peak_memory_stats()
             result = call()
             peak = torch.cuda.max_memory_allocated() - before
+        elif framework == "jax":
+            import jax
+
+            device = jax.devices("cuda")[self._cupy.cuda.Device().id]
+            stats = device.memory_stats()
+            result = call()
+            if (highest := device.memory_stats()["peak_bytes_in_use"]) == stats["peak_bytes_in_use"]:
+                return None
+            peak = highest - stats["bytes_in_use"]
         else:
             hook = _peak_hook(self._cupy)
             with hook:
@@ -93,6 +106,14 @@ class GpuClock:
         self.synchronize()
         returned = result if isinstance(result, tuple) else (result,)
         return max(0.0, float(peak - sum(array.nbytes for array in returned if array is not None)) / MIB)
+
+    def release(self) -> None:
+        """Give memory that no array holds any more back to the GPU, for other libraries to take."""
+        if "cupyx.scipy.fft" in sys.modules:
+            self._cupy.fft.config.get_plan_cache().clear()  # plans hold workspace
+        self._cupy.get_default_memory_pool().free_all_blocks()
+        if "torch" in sys.modules:
+            sys.modules["torch"].cuda.empty_cache()
 
     def host_ms(self, call: Call) -> float:
         """Return the time that Python spends in a call, in milliseconds; the GPU works meanwhile, unawaited."""

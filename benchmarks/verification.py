@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 from fftconv_cupy import compile
 from fftconv_cupy.archs import ArchLimits, arch_limits
-from fftconv_cupy.benchmarks import checks, gradient_checks
+from fftconv_cupy.benchmarks import checks, depthwise, gradient_checks
 from fftconv_cupy.benchmarks.checks import Finding
+from fftconv_cupy.benchmarks.depthwise import DepthwiseJob
 from fftconv_cupy.benchmarks.places import Place
 from fftconv_cupy.benchmarks.problems import Case, fits, gradient_points, verify_cases
 from fftconv_cupy.plan import make_plan, transform_of
@@ -63,7 +64,7 @@ class Job:
             return checks.failed(self.check.__name__.replace("_", " "), self.case, place.name, error)
 
 
-def jobs_for(level: str, dtypes: Iterable[str], place: Place, limits: ArchLimits) -> list[Job]:
+def jobs_for(level: str, dtypes: Iterable[str], place: Place, limits: ArchLimits) -> list[Job | DepthwiseJob]:
     """Return what to check.
 
     Args:
@@ -91,16 +92,16 @@ def jobs_for(level: str, dtypes: Iterable[str], place: Place, limits: ArchLimits
             Job(checks.two_streams, Case(mode, dtype, seqlen, seqlen, batch=8, channels=16))
             for mode, dtype, seqlen in itertools.product(("causal", "circular"), dtypes, (512, 8192))
         ]
-    return jobs + [job for job in special if job.fits(limits)]
+    return [*jobs, *(job for job in special if job.fits(limits)), *depthwise.jobs_for(level, dtypes)]
 
 
-def run(jobs: list[Job], place: Place) -> Iterator[Finding]:
+def run(jobs: list[Job | DepthwiseJob], place: Place) -> Iterator[Finding]:
     """Yield the findings, in order. Threads share the float64 references and the compiling; the GPU is one."""
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         yield from pool.map(lambda job: job.run(place), jobs)
 
 
-def specs_for(jobs: Iterable[Job], arch: str) -> list[KernelSpec]:
+def specs_for(jobs: Iterable[Job | DepthwiseJob], arch: str) -> list[KernelSpec]:
     """Return the kernels that the cases of ``jobs`` need on an architecture, each once.
 
     Raises:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from fftconv_cupy.benchmarks.storage import finite
 from fftconv_cupy.errors import FFTConvError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -36,12 +36,9 @@ device = click.option(
     metavar="N",
     help="CUDA ordinal of the GPU to use.",
 )
-json_file = click.option(
-    "--json",
-    "json_path",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    help="Write the results to this file too.",
-)
+new_file = click.Path(dir_okay=False, writable=True, path_type=Path)
+json_file = click.option("--json", "json_path", type=new_file, help="Write the results to this file too.")
+csv_file = click.option("--csv", "csv_path", type=new_file, help="Write them to this file, comma-separated.")
 existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -58,22 +55,23 @@ def dtypes(choices: Sequence[str], default: str = "all") -> Callable[[Command], 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a report, indented; infinite errors become null, for which JSON has a word."""
-    path.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+    path.write_text(json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of text as aligned columns: the first column to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    """Return rows of text as aligned columns: the first column to the left, the others to the right.
+
+    Of a row with fewer columns than the head, the last is a remark that runs on to the right of the others.
+    """
+    whole = [row for row in (head, *rows) if len(row) == len(head)]
+    widths = [max(len(row[column]) for row in whole) for column in range(len(head))]
     lines = []
     for row in (head, *rows):
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
+        remark = row[-1:] if len(row) < len(head) else ()
+        numbers = row[1 : len(row) - len(remark)]
+        cells = [
+            row[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=False)),
+        ]
+        lines.append("  ".join([*cells, *remark]).rstrip())
     return "\n".join(lines)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import pytest
+import sys
+from contextlib import nullcontext
+from functools import partial
+from types import SimpleNamespace
 
-from fftconv_cupy.benchmarks import run, targets
+import pytest
+from click.testing import CliRunner
+
+from fftconv_cupy.benchmarks import baselines, environment, kinds, targets
 from fftconv_cupy.benchmarks.baselines import OURS, Implementation
-from fftconv_cupy.benchmarks.cells import cells_of
 from fftconv_cupy.benchmarks.data import Data
 from fftconv_cupy.benchmarks.run import Session
+from fftconv_cupy.benchmarks.suites import cells_of
 from fftconv_cupy.benchmarks.timing import Timing
+from fftconv_cupy.cli import main
 
 RECORD_KEYS = [
     *("suite", "impl", "direction", "mode", "gated", "precision", "dtype", "filter", "framework"),
-    *("fft_size", "batch", "channels", "seqlen", "filter_len", "ms", "floor_ms", "scale"),
-    *("error", "extra_mib", "burst_ms", "l2_flushed", "launches"),
+    *("fft_size", "batch", "channels", "seqlen", "filter_len", "ms", "runs_ms", "floor_ms", "scale"),
+    *("error", "extra_mib", "burst_ms", "l2_flushed", "launches", "note"),
 ]
 H100_COPY = 3020.0
 
@@ -38,6 +45,9 @@ class FakeClock:
 
     def host_ms(self, call):
         return 0.015
+
+    def release(self):
+        pass
 
 
 class FakeSample:
@@ -64,7 +74,7 @@ def on_target(cell):
     mode = "circular" if cell.mode == "circular" else "causal"
     figure = targets.figure_ms(mode, cell.gated, size, cell.direction)
     if cell.mode == "circular" and not cell.gated:
-        figure = targets.figure_ms("circular", True, size) / 2
+        figure = (targets.figure_ms("circular", True, size) or 0.0) / 2
     raw = 1.07 if cell.filter == "raw" and not cell.is_backward else 1.0
     wide = 1.3 if cell.dtype == "float32" else 1.0
     return figure * raw * wide / cell.scale if figure else 1.0
@@ -73,7 +83,7 @@ def on_target(cell):
 @pytest.fixture
 def launches(monkeypatch):
     """Count one launch for ours, which otherwise asks for the plan of the GPU at hand."""
-    monkeypatch.setattr(run, "_launches", lambda cell, implementation: 1)
+    monkeypatch.setattr(kinds, "launches", lambda cell, name: 1 if name == OURS else None)
 
 
 def judged(ms_of, **options):
@@ -81,3 +91,24 @@ def judged(ms_of, **options):
     timed = session(ms_of, **options)
     list(timed.run(cells_of("targets"), 1))
     return timed.records(), targets.check(timed.records())
+
+
+def bench(*arguments):
+    """Run ``fftconv bench``."""
+    return CliRunner().invoke(main, ["bench", *map(str, arguments)])
+
+
+@pytest.fixture
+def played_gpu(monkeypatch, launches):
+    """Let the command see an H100 on which every cell is on target."""
+    command = sys.modules["fftconv_cupy.cli.bench"]
+    ours = Implementation(OURS, None, lambda cell: True, lambda cell, data: lambda: on_target(cell))
+    rfft = Implementation("torch.fft rfft", "cupy", baselines._is_table_cell, lambda cell, data: lambda: 10.0)
+    arrays = Data(None, None, None, None)
+    monkeypatch.setattr(environment, "gpu_count", lambda: (1, ""))
+    monkeypatch.setattr(environment, "gpu", lambda ordinal: {"gpu": "NVIDIA H100 80GB HBM3", "driver": "580.1"})
+    monkeypatch.setattr(command, "import_cupy", lambda: SimpleNamespace(cuda=SimpleNamespace(Device=nullcontext)))
+    monkeypatch.setattr(command, "GpuClock", lambda ordinal: FakeClock())
+    monkeypatch.setattr(command, "IMPLEMENTATIONS", (ours, rfft))
+    monkeypatch.setattr(command, "Session", partial(Session, draw=lambda cell: arrays, judge=FakeSample))
+    monkeypatch.setattr(kinds, "warm", lambda cell: None)

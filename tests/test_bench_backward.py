@@ -12,12 +12,13 @@ import pytest
 from bench_session import RECORD_KEYS, FakeClock, session
 from click.testing import CliRunner
 
-from fftconv_cupy import Gradients, fftconv_vjp
+from fftconv_cupy import Gradients, api, fftconv_vjp
 from fftconv_cupy.archs import ARCHS
-from fftconv_cupy.benchmarks import baselines, run
+from fftconv_cupy.benchmarks import baselines
 from fftconv_cupy.benchmarks.baselines import OURS
-from fftconv_cupy.benchmarks.cells import Cell, cells_of
+from fftconv_cupy.benchmarks.cells import Cell
 from fftconv_cupy.benchmarks.data import Data, Sample, filter_gradient
+from fftconv_cupy.benchmarks.suites import cells_of
 from fftconv_cupy.benchmarks.timing import MIB, GpuClock
 from fftconv_cupy.cli import main
 from fftconv_cupy.problem import MODES
@@ -48,7 +49,7 @@ def in_torch(data):
 
 
 def named(name):
-    return next(implementation for implementation in baselines.IMPLEMENTATIONS if implementation.name == name)
+    return next(implementation for implementation in baselines.CONVOLUTIONS if implementation.name == name)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -123,8 +124,7 @@ def test_who_can_differentiate_is_timed_beside_ours():
 
 
 def test_records_tell_the_direction_and_the_launches(monkeypatch):
-    monkeypatch.setattr(run, "current_device", lambda: 0)
-    monkeypatch.setattr(run, "device_limits", lambda device: ARCHS["sm_90"])
+    monkeypatch.setattr(api, "_current_limits", lambda name: ARCHS["sm_90"])
     timed = session(lambda cell: 1.0)
     list(timed.run([CELL], 1))
     (record,) = timed.records()

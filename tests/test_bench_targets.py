@@ -7,7 +7,7 @@ import pytest
 from bench_session import FakeClock, judged, on_target
 
 from fftconv_cupy.benchmarks import cells, targets
-from fftconv_cupy.benchmarks.cells import cells_of
+from fftconv_cupy.benchmarks.suites import cells_of
 
 launches = bench_session.launches
 
