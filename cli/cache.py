@@ -11,11 +11,11 @@ from pathlib import Path
 import click
 
 from fftconv_cupy import cache as store
-from fftconv_cupy import launch
 from fftconv_cupy.archs import ArchLimits, arch_limits
 from fftconv_cupy.benchmarks import environment
 from fftconv_cupy.cli import options
 from fftconv_cupy.compile import precompile
+from fftconv_cupy.devices import device_limits
 from fftconv_cupy.kernel_matrix import iter_kernel_specs
 from fftconv_cupy.source import KernelSpec
 
@@ -83,7 +83,7 @@ def clear() -> None:
 def warm(archs: tuple[str, ...], fft_sizes: tuple[int, ...], jobs: int | None) -> None:
     """Compile ahead into the cache, also for GPUs that are not here; none is needed.
 
-    Without --fft-size these are all kernels of an architecture, but for those of a few gradients only: about a
+    Without --fft-size these are all kernels of an architecture, but for those of a few gradients only: one to two
     thousand, and one to three seconds each.
     """
     limits = [arch_limits(arch) for arch in archs] or _gpus_here()
@@ -107,7 +107,7 @@ def _gpus_here() -> list[ArchLimits]:
         raise click.UsageError(
             f"There is no GPU to compile for ({reason}); name one with --arch, such as --arch sm_90."
         )
-    return [launch.device_limits(device) for device in range(count)]
+    return [device_limits(device) for device in range(count)]
 
 
 def _compiled(wanted: list[tuple[KernelSpec, str]], jobs: int) -> Iterator[Path | None]:

@@ -15,8 +15,8 @@ from fftconv_cupy.benchmarks import environment, verification
 from fftconv_cupy.benchmarks.checks import Finding
 from fftconv_cupy.benchmarks.places import CPU, Place
 from fftconv_cupy.cli import options
+from fftconv_cupy.devices import device_limits
 from fftconv_cupy.errors import FFTConvError
-from fftconv_cupy.launch import device_limits
 from fftconv_cupy.problem import CPU_DTYPES, DTYPES
 
 _LARGEST = ARCHS["sm_90"]  # the CPU's cases are those of a GPU that computes every size

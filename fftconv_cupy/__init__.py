@@ -1,7 +1,9 @@
-"""Long FFT convolutions on any DLPack array, on GPUs with kernels compiled at run time and on the CPU with NumPy."""
+"""Long and short convolutions on any DLPack array: on GPUs with kernels compiled at run time, on the CPU with NumPy."""
 
 from fftconv_cupy._version import __version__
 from fftconv_cupy.api import fftconv, plan, prepare_filter, warmup
+from fftconv_cupy.depthwise import depthwise_conv1d, depthwise_conv1d_update, depthwise_conv1d_vjp
+from fftconv_cupy.depthwise_problem import DepthwiseGradients
 from fftconv_cupy.errors import (
     CompileError,
     FFTConvError,
@@ -18,6 +20,7 @@ from fftconv_cupy.problem import Gradients
 
 __all__ = [
     "CompileError",
+    "DepthwiseGradients",
     "FFTConvError",
     "FilterSpectrum",
     "Gradients",
@@ -28,6 +31,9 @@ __all__ = [
     "UnsupportedDeviceError",
     "UnsupportedProblemError",
     "__version__",
+    "depthwise_conv1d",
+    "depthwise_conv1d_update",
+    "depthwise_conv1d_vjp",
     "fftconv",
     "fftconv_vjp",
     "plan",

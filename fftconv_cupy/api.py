@@ -9,12 +9,12 @@ from fftconv_cupy import arrays, execute
 from fftconv_cupy.archs import ArchLimits, arch_limits
 from fftconv_cupy.arrays import view
 from fftconv_cupy.autograd import by_operator, is_differentiated
-from fftconv_cupy.checks import Arguments, Call, check_out_memory, filter_problem, resolve
+from fftconv_cupy.checks import Arguments, Call, filter_problem, resolve
 from fftconv_cupy.errors import InvalidTypeError, MissingDependencyError, UnsupportedDeviceError, message
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.plan import Plan, make_plan
-from fftconv_cupy.problem import ITEM_BYTES, Problem, Wanted, check_int, make_problem, make_wanted
-from fftconv_cupy.vjp_plan import VjpPlan, make_vjp_plan
+from fftconv_cupy.out_checks import check_out_memory
+from fftconv_cupy.plans import AnyPlan, plan_call
+from fftconv_cupy.problem import Problem, Wanted, check_int, make_problem, make_wanted
 
 _REMEMBERED_CALLS = 4096
 _calls: dict[tuple[object, ...], Call] = {}
@@ -31,6 +31,9 @@ def fftconv(
     skip: Any = None,
     out: Any = None,
     stream: Any = None,
+    initial_state: Any = None,
+    return_final_state: bool = False,
+    precision: str | None = None,
 ) -> Any:
     """Convolve the rows of `u` with the filter `k`: ``out_gate * (conv(in_gate * u, k) + skip * (in_gate * u))``.
 
@@ -39,8 +42,8 @@ def fftconv(
     kernels are put on the stream and the call returns. On the CPU, NumPy computes the same in float64.
 
     Any strides along batch and channel are used as they are, but an input whose last axis does not have unit stride is
-    copied once on a GPU, as is a `skip` with gaps. Arithmetic is float32 on a GPU, and only the result is rounded to
-    the dtype of `u`. A value that is not finite may make its own row not finite, and no other.
+    copied once on a GPU, as is a `skip` with gaps. Arithmetic on a GPU is float32, or as `precision` says, and only the
+    result is rounded to the dtype of `u`. A value that is not finite may make its own row not finite, and no other.
 
     Tensors that torch differentiates go to `fftconv_cupy.torch.fftconv`, which is differentiable.
 
@@ -73,17 +76,25 @@ def fftconv(
             ``.cuda_stream``. Default: the current stream of the framework (of CuPy for JAX arrays, ordered after what
             JAX still computes). Not for arrays on the CPU. torch is told that the stream uses its tensors; CuPy has no
             such notice: keep its arrays alive until the stream has passed the call.
+        initial_state: (B, H, K - 1) float32 (float64 where `u` is), with as many axes as `u`: what came before the
+            rows, ``in_gate * u``, oldest first, zeros where less came. Default: zeros. Only in mode "causal", with K
+            up to 16384. A row can be computed in parts of any lengths, each with the final state of the one before.
+        return_final_state: also return the state after the rows, of the shape and dtype of an initial one.
+        precision: the least exact arithmetic that will do, on a GPU: "highest" (float32), or on tensor cores "high"
+            (float32 sums and twiddles) or "medium" (16-bit ones). Default: that of a prepared filter, else "highest".
+            What tensor cores are not used for (float32 rows, GPUs before sm_80, rows longer than a block holds, short
+            filters) is computed in float32 whatever is asked for; `plan` tells.
 
     Returns:
         The output, of the shape of `u`, but L + K - 1 points in mode "full": `out` where it was given, else a new
         contiguous array of the framework, device and dtype of `u`. For other frameworks than the four named it is a
-        CuPy array on a GPU and a NumPy array on the CPU.
+        CuPy array on a GPU and a NumPy array on the CPU. With `return_final_state`, a tuple of it and the final state.
 
     Raises:
         InvalidTypeError: an argument is not an array, has a dtype that is not allowed, or comes from another framework
             or device than `u`; a JAX tracer.
-        InvalidArgumentError: a shape, mode, `fft_size`, `out` or prepared filter that does not go with the rest; `out`
-            or `stream` with tensors that torch differentiates.
+        InvalidArgumentError: a shape, mode, `fft_size`, `out`, state or prepared filter that does not go with the rest;
+            `out`, `stream` or a state with tensors that torch differentiates.
             Its subclass UnsupportedProblemError: the transform does not fit the GPU.
         MissingDependencyError: the arrays are on a GPU and CuPy or NVRTC is not installed.
         UnsupportedDeviceError: the GPU is older than compute capability 7.5.
@@ -104,17 +115,20 @@ def fftconv(
             None if out_gate is None else view(out_gate, "out_gate", handle),
             None if skip is None else view(skip, "skip", handle),
             None if out is None else view(out, "out", handle),
+            None if initial_state is None else view(initial_state, "initial_state", handle),
         )
+        arguments.returns_state = bool(return_final_state)
     except InvalidTypeError:
-        if not any(map(is_differentiated, (u, k, in_gate, out_gate, skip))):
+        if not any(map(is_differentiated, (u, k, in_gate, out_gate, skip, initial_state))):
             raise
     if arguments is None:
-        gates = {"in_gate": in_gate, "out_gate": out_gate, "skip": skip}
-        return by_operator(u, k, mode=mode, fft_size=fft_size, **gates, out=out, stream=stream)
-    call = resolved(arguments, mode, fft_size)
+        optional = {"in_gate": in_gate, "out_gate": out_gate, "skip": skip, "precision": precision}
+        state = initial_state if initial_state is not None else (return_final_state or None)
+        return by_operator(u, k, mode=mode, fft_size=fft_size, **optional, out=out, stream=stream, initial_state=state)
+    call = resolved(arguments, mode, fft_size, precision)
     device = arguments.u.device
     if arguments.out is not None:
-        check_out_memory(call, arguments, arguments.out)
+        check_out_memory(call.spans, arguments, arguments.out)
     if stream is not None:
         arrays.check_stream_device(stream, device)
     if device < 0:
@@ -126,7 +140,14 @@ def fftconv(
 
 
 def prepare_filter(
-    k: Any, *, seqlen: int, mode: str = "causal", fft_size: int | None = None, stream: Any = None
+    k: Any,
+    *,
+    seqlen: int,
+    mode: str = "causal",
+    fft_size: int | None = None,
+    stream: Any = None,
+    initial_state: bool = False,
+    precision: str | None = None,
 ) -> FilterSpectrum:
     """Transform a filter once, for any number of calls of `fftconv` that take the result in place of `k`.
 
@@ -141,6 +162,8 @@ def prepare_filter(
         mode: as for `fftconv`.
         fft_size: as for `fftconv`, which is then called with the same.
         stream: as for `fftconv`.
+        initial_state: calls may have an initial state.
+        precision: of the calls; "high" and "medium" are for rows of float16 and bfloat16 only. Default: "highest".
 
     Returns:
         The spectrum, 8 bytes a complex point and channel on a GPU. Its attributes cannot be changed; its `data` must
@@ -158,7 +181,7 @@ def prepare_filter(
     """
     handle = None if stream is None else arrays.stream_handle(stream)
     taps = view(k, "k", handle)
-    problem = filter_problem(taps, seqlen, mode, fft_size)
+    problem = filter_problem(taps, seqlen, mode, fft_size, initial_state=bool(initial_state), precision=precision)
     if stream is not None:
         arrays.check_stream_device(stream, taps.device)
     if taps.device < 0:
@@ -181,10 +204,12 @@ def plan(
     out_gate: bool = False,
     skip: bool = False,
     shared_filter: bool = False,
+    initial_state: bool = False,
     prepared: bool = False,
+    precision: str | None = None,
     wrt: Sequence[str] | str | None = None,
     arch: str | None = None,
-) -> Plan | VjpPlan:
+) -> AnyPlan:
     """Return how a GPU would compute a call with contiguous arrays; ``print`` it to read it.
 
     It tells the sizes, the passes, threads, shared memory, grid, launches and workspace, and why they are so.
@@ -202,13 +227,15 @@ def plan(
         out_gate: with an output gate.
         skip: with a skip term.
         shared_filter: one filter row for all channels.
+        initial_state: with an initial state.
         prepared: the filter comes from `prepare_filter`.
+        precision: as for `fftconv`; gradients always have the highest.
         wrt: plan the call of `fftconv_vjp` that computes the gradients of these arguments, as a `VjpPlan`.
         arch: an architecture such as "sm_90", which needs no GPU; None means the current GPU.
 
     Raises:
         InvalidTypeError, InvalidArgumentError: a number, mode or dtype that is not allowed.
-        UnsupportedProblemError: the transform does not fit a block of this architecture.
+        UnsupportedProblemError: the transform is larger than the kernels go.
         UnsupportedDeviceError: `arch` is not known, or it is None and there is no GPU.
 
     Example:
@@ -228,15 +255,12 @@ def plan(
         in_gate=in_gate,
         out_gate=out_gate,
         skip=skip,
+        initial_state=initial_state,
+        precision=precision,
     )
     limits = _current_limits("arch") if arch is None else arch_limits(arch)
-    # The rows of contiguous arrays are aligned as far as their lengths are even.
-    bits = (problem.seqlen | problem.out_len) * ITEM_BYTES[dtype]
-    is_vector, is_bulk = bits % (2 * ITEM_BYTES[dtype]) == 0, bits % 16 == 0
-    if wrt is not None:
-        wanted = _wanted(problem, wrt, is_prepared=prepared)
-        return make_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_prepared=prepared)
-    return make_plan(problem, limits, is_vector=is_vector, is_bulk=is_bulk, is_prepared=prepared)
+    wanted = None if wrt is None else _wanted(problem, wrt, is_prepared=prepared)
+    return plan_call(problem, limits, wanted, is_prepared=prepared)
 
 
 def warmup(
@@ -253,6 +277,8 @@ def warmup(
     out_gate: bool = False,
     skip: bool = False,
     shared_filter: bool = False,
+    initial_state: bool = False,
+    precision: str | None = None,
     wrt: Sequence[str] | str | None = None,
     archs: Sequence[str] | None = None,
 ) -> list[str]:
@@ -279,6 +305,8 @@ def warmup(
         out_gate: with an output gate.
         skip: with a skip term.
         shared_filter: one filter row for all channels.
+        initial_state: with an initial state.
+        precision: as for `fftconv`.
         wrt: also what `fftconv_vjp` needs for the gradients of these arguments; each set of them has kernels of its
             own.
         archs: architectures such as "sm_90" to compile for into the cache on disk, which needs no GPU; None means to
@@ -289,7 +317,7 @@ def warmup(
 
     Raises:
         InvalidTypeError, InvalidArgumentError: a number, mode or dtype that is not allowed.
-        UnsupportedProblemError: the transform does not fit a block of an architecture.
+        UnsupportedProblemError: the transform is larger than the kernels go.
         UnsupportedDeviceError: an architecture is not known, or `archs` is None and there is no GPU.
         MissingDependencyError: CuPy or NVRTC is not installed.
         CompileError: a kernel could not be compiled.
@@ -307,6 +335,8 @@ def warmup(
         in_gate=in_gate,
         out_gate=out_gate,
         skip=skip,
+        initial_state=initial_state,
+        precision=precision,
     )
     if archs is None:
         _current_limits("archs")
@@ -322,18 +352,18 @@ def _wanted(problem: Problem, wrt: Sequence[str] | str, *, is_prepared: bool) ->
     """Check the names of gradients against the arguments of a problem."""
     given = {"u": True, "k": not is_prepared, "in_gate": problem.in_gate, "out_gate": problem.out_gate}
     names = [name for name, is_given in (given | {"skip": problem.skip}).items() if is_given]
-    return make_wanted((wrt,) if isinstance(wrt, str) else tuple(wrt), names)
+    return make_wanted((wrt,) if isinstance(wrt, str) else tuple(wrt), names)[0]
 
 
-def resolved(arguments: Arguments, mode: str, fft_size: int | None) -> Call:
+def resolved(arguments: Arguments, mode: str, fft_size: int | None, precision: str | None = "highest") -> Call:
     """Return the checked call; one look-up where a call of the same signature has been checked before."""
-    key = arguments.signature(mode, fft_size)
+    key = (precision, *arguments.signature(mode, fft_size))
     try:
         call = _calls.get(key)
     except TypeError:  # a mode or size that cannot be hashed: resolve refuses it in words
         call = None
     if call is None:
-        call = resolve(arguments, mode, fft_size)
+        call = resolve(arguments, mode, fft_size, precision)
         if len(_calls) >= _REMEMBERED_CALLS:
             _calls.clear()
         _calls[key] = call

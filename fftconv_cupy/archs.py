@@ -28,6 +28,16 @@ class ArchLimits:
     multiprocessors: int
     has_bulk_copy: bool
 
+    @property
+    def has_dependent_launch(self) -> bool:
+        """A kernel can be launched while the one before it runs; the GPUs that can also have bulk copies."""
+        return self.has_bulk_copy
+
+    @property
+    def has_clusters(self) -> bool:
+        """Blocks of a cluster reach each other's shared memory; the GPUs that can also have bulk copies."""
+        return self.has_bulk_copy
+
 
 # CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability": maximum amount of
 # shared memory per block, and per multiprocessor. Multiprocessors: T4, A100, A40, L40S, H100 SXM, B200, RTX PRO 6000.

@@ -95,10 +95,10 @@ def empty(like: ArrayView, shape: tuple[int, ...], dtype: str, stream: int | Non
         return array, ArrayView(array.ctypes.data, shape, strides, dtype, -1, "numpy", array)
     cupy = import_cupy()
     if stream is None or stream == cupy.cuda.get_current_stream(device).ptr:
-        array = cupy.empty(shape, NUMPY_DTYPES[dtype])
+        array = cupy.ndarray(shape, NUMPY_DTYPES[dtype])  # cupy.empty without its own call
     else:
         with cupy_stream(cupy, device, stream):
-            array = cupy.empty(shape, NUMPY_DTYPES[dtype])
+            array = cupy.ndarray(shape, NUMPY_DTYPES[dtype])
     return array, ArrayView(array.data.ptr, shape, strides, dtype, device, "cupy", array)
 
 

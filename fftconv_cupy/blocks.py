@@ -10,7 +10,16 @@ import ctypes
 from dataclasses import dataclass
 
 from fftconv_cupy.archs import ArchLimits
-from fftconv_cupy.params import BwdParams, FilterBwdParams, FilterParams, FwdParams, ReduceParams
+from fftconv_cupy.params import (
+    BwdParams,
+    FilterBwdParams,
+    FilterParams,
+    FwdParams,
+    ReduceParams,
+    StateParams,
+    WindowsBwdParams,
+    WindowsParams,
+)
 from fftconv_cupy.problem import ITEM_BYTES
 from fftconv_cupy.source import KernelSpec
 
@@ -18,11 +27,12 @@ COMPLEX_BYTES = 8
 QUAD_BYTES = 16  # two complex points, accessed together
 PERSISTENT = 1 << 30  # jobs of a block: no more blocks than the GPU holds at a time
 REDUCE_THREADS = 256
+STATE_THREADS = 256
 REDUCE_COLUMNS = 32  # float4 columns that a block of fftconv_reduce adds up
 CUDA_TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float"}
 EXTRAS = ("none", "gates", "any")  # in the order of the kernel's enum
 _BARRIER_BYTES = 16
-_SYSTEM_BYTES = 1 << 10  # of shared memory that each block takes beside what it asks for
+SYSTEM_BYTES = 1 << 10  # of shared memory that each block takes beside what it asks for
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,8 @@ class BlockConfig:
         backward_blocks: as `min_blocks`, for the backward kernel where it sums the filter's gradient.
         has_register_sums: that sum is held in registers; else in L2.
         chunk_steps: times that a block fills its batch slots before it leaves the sum, at most.
+        cluster_blocks: blocks that share a row, each with one of the nodes of its first pass (kernels/cluster.cuh).
+        backward_cluster: how a cluster computes a sum that is too long for the registers of one block, if it can.
     """
 
     points: int
@@ -51,6 +63,8 @@ class BlockConfig:
     backward_blocks: int = 1
     has_register_sums: bool = True
     chunk_steps: int = 32
+    cluster_blocks: int = 1
+    backward_cluster: BlockConfig | None = None
 
     @property
     def row_threads(self) -> int:
@@ -60,7 +74,7 @@ class BlockConfig:
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return self.rows * self.row_threads
+        return self.rows * self.row_threads // self.cluster_blocks
 
     @property
     def quads(self) -> int:
@@ -70,7 +84,12 @@ class BlockConfig:
     @property
     def exchange_bytes(self) -> int:
         """Shared memory of the exchange buffers: the rows, each group of a thread's points padded by two points."""
-        return self.rows * (self.points + 2 * self.row_threads) * COMPLEX_BYTES
+        return self.rows * (self.points + 2 * self.row_threads) * COMPLEX_BYTES // self.cluster_blocks
+
+    @property
+    def peer_bytes(self) -> int:
+        """Shared memory for what the other block of a cluster sends: two buffers of a float a point, two barriers."""
+        return (2 * self.threads * 4 << self.log2_ept) + _BARRIER_BYTES if self.cluster_blocks > 1 else 0
 
 
 # Chosen by timing on an H100 and an H200 (sm_90). Forward, 512 threads a multiprocessor with 128 registers each win at
@@ -95,6 +114,7 @@ BLOCK_CONFIGS = {
             backward_blocks=1,
             has_register_sums=False,
             chunk_steps=2,
+            backward_cluster=BlockConfig(16384, (1, 4, 4, 5), log2_ept=5, rows=1, min_blocks=1, cluster_blocks=2),
         ),
     )
 }
@@ -171,7 +191,17 @@ class BackwardVariant:
 
     def shared_bytes(self, config: BlockConfig) -> int:
         """Return the dynamic shared memory of a block."""
-        return config.exchange_bytes + (self.stash_quads * config.threads * QUAD_BYTES if self.has_sum else 0)
+        stash_bytes = self.stash_quads * config.threads * QUAD_BYTES if self.has_sum else 0
+        return config.exchange_bytes + config.peer_bytes + stash_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WindowsVariant(BackwardVariant):
+    """The same of the backward kernel of rows that are cut into windows, which are complex and have tails."""
+
+    def min_blocks(self, config: BlockConfig) -> int:
+        """Return the blocks that should fit on a multiprocessor: looking for what there is takes registers too."""
+        return config.backward_blocks if self.has_sum or self.extras == "any" else config.min_blocks
 
 
 def fitting_configs(limits: ArchLimits) -> list[BlockConfig]:
@@ -186,7 +216,7 @@ def can_prefetch(config: BlockConfig, limits: ArchLimits, dtype: str, *, is_pair
         limits.has_bulk_copy
         and config.prefetch_jobs[is_paired] > 0
         and needed <= limits.block_shared_bytes
-        and config.min_blocks * (needed + _SYSTEM_BYTES) <= limits.multiprocessor_shared_bytes
+        and config.min_blocks * (needed + SYSTEM_BYTES) <= limits.multiprocessor_shared_bytes
     )
 
 
@@ -214,18 +244,46 @@ def forward_spec(config: BlockConfig, variant: ForwardVariant) -> KernelSpec:
     return KernelSpec("fftconv_fwd", real_points(config, is_paired=variant.is_paired), defines)
 
 
+def windows_spec(config: BlockConfig, dtype: str, extras: str, *, is_vector: bool) -> KernelSpec:
+    """Return the kernel that convolves rows window by window; `extras` is one of `EXTRAS`."""
+    defines = (
+        *_layout_defines(config, is_paired=False),
+        ("FFTCONV_IO_T", CUDA_TYPES[dtype]),
+        ("FFTCONV_IS_VECTOR", str(int(is_vector))),
+        ("FFTCONV_EXTRAS", str(EXTRAS.index(extras))),
+        ("FFTCONV_SHARED_BYTES", str(config.exchange_bytes)),
+        ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(WindowsParams))),
+    )
+    return KernelSpec("fftconv_windows", real_points(config, is_paired=False), defines)
+
+
+def backward_config(config: BlockConfig, limits: ArchLimits, *, is_complex: bool, has_sum: bool) -> BlockConfig:
+    """Return the configuration of the backward kernel: of a cluster where it helps to hold a sum.
+
+    A cluster's blocks read all of a row and exchange only real parts, so its rows have no imaginary ones.
+    """
+    cluster = config.backward_cluster
+    return config if cluster is None or is_complex or not has_sum or not limits.has_clusters else cluster
+
+
 def stash_quads(config: BlockConfig, limits: ArchLimits) -> int:
-    """Return the pairs of points a thread whose spectrum fits beside the exchange buffers of a multiprocessor."""
-    per_block = config.exchange_bytes + _SYSTEM_BYTES
+    """Return the pairs of points a thread whose spectrum fits beside the other buffers of a multiprocessor."""
+    buffers = config.exchange_bytes + config.peer_bytes
+    per_block = buffers + SYSTEM_BYTES
     blocks = max(1, min(config.backward_blocks, limits.multiprocessor_shared_bytes // per_block))
-    share = min(limits.multiprocessor_shared_bytes // blocks - _SYSTEM_BYTES, limits.block_shared_bytes)
-    return max(0, min(config.quads, (share - config.exchange_bytes) // (config.threads * QUAD_BYTES)))
+    share = min(limits.multiprocessor_shared_bytes // blocks - SYSTEM_BYTES, limits.block_shared_bytes)
+    return max(0, min(config.quads, (share - buffers) // (config.threads * QUAD_BYTES)))
 
 
 def resident_blocks(config: BlockConfig, variant: BackwardVariant, limits: ArchLimits) -> int:
-    """Return the blocks of the backward kernel that the GPU holds at a time."""
-    fitting = limits.multiprocessor_shared_bytes // (variant.shared_bytes(config) + _SYSTEM_BYTES)
-    return limits.multiprocessors * max(1, min(variant.min_blocks(config), fitting))
+    """Return the blocks, or clusters of them, of the backward kernel that the GPU holds at a time.
+
+    Of clusters of two that is half: the multiprocessors of each part of a GPU that a cluster must lie in are even in
+    number. Where there are fewer, some wait for others to end.
+    """
+    fitting = limits.multiprocessor_shared_bytes // (variant.shared_bytes(config) + SYSTEM_BYTES)
+    blocks = limits.multiprocessors * max(1, min(variant.min_blocks(config), fitting))
+    return max(1, blocks // config.cluster_blocks)
 
 
 def backward_spec(config: BlockConfig, variant: BackwardVariant) -> KernelSpec:
@@ -241,11 +299,29 @@ def backward_spec(config: BlockConfig, variant: BackwardVariant) -> KernelSpec:
         ("FFTCONV_HAS_OUT_GRADIENT", str(int(variant.has_out_gradient))),
         ("FFTCONV_HAS_SUM", str(int(variant.has_sum))),
         ("FFTCONV_IS_SUM_IN_REGISTERS", str(int(config.has_register_sums))),
+        ("FFTCONV_CLUSTER_BLOCKS", str(config.cluster_blocks)),
         ("FFTCONV_STASH_QUADS", str(variant.stash_quads)),
         ("FFTCONV_SHARED_BYTES", str(variant.shared_bytes(config))),
         ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(BwdParams))),
     )
     return KernelSpec("fftconv_bwd", real_points(config, is_paired=False), defines)
+
+
+def windows_backward_spec(config: BlockConfig, variant: WindowsVariant) -> KernelSpec:
+    """Return the kernel of the gradients of rows that are cut into windows; it has none of the output gate."""
+    defines = (
+        *_layout_defines(config, is_paired=False, min_blocks=variant.min_blocks(config)),
+        ("FFTCONV_IO_T", CUDA_TYPES[variant.dtype]),
+        ("FFTCONV_IS_VECTOR", str(int(variant.is_vector))),
+        ("FFTCONV_EXTRAS", str(EXTRAS.index(variant.extras))),
+        ("FFTCONV_HAS_IN_GRADIENT", str(int(variant.has_in_gradient))),
+        ("FFTCONV_HAS_SUM", str(int(variant.has_sum))),
+        ("FFTCONV_IS_SUM_IN_REGISTERS", str(int(config.has_register_sums))),
+        ("FFTCONV_STASH_QUADS", str(variant.stash_quads)),
+        ("FFTCONV_SHARED_BYTES", str(variant.shared_bytes(config))),
+        ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(WindowsBwdParams))),
+    )
+    return KernelSpec("fftconv_windows_bwd", real_points(config, is_paired=False), defines)
 
 
 def filter_backward_spec(config: BlockConfig, dtype: str) -> KernelSpec:
@@ -266,6 +342,16 @@ def reduce_spec(config: BlockConfig) -> KernelSpec:
         ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(ReduceParams))),
     )
     return KernelSpec("fftconv_reduce", real_points(config, is_paired=False), defines)
+
+
+def state_spec(dtype: str) -> KernelSpec:
+    """Return the kernel of the state after a row; it is the same for all sizes, and cached with the smallest."""
+    defines = (
+        ("FFTCONV_IO_T", CUDA_TYPES[dtype]),
+        ("FFTCONV_THREADS", str(STATE_THREADS)),
+        ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(StateParams))),
+    )
+    return KernelSpec("fftconv_state", real_points(BLOCK_CONFIGS[min(BLOCK_CONFIGS)], is_paired=False), defines)
 
 
 def filter_spec(config: BlockConfig, variant: FilterVariant) -> KernelSpec:

@@ -7,30 +7,32 @@ the memory of an output is looked at in every call.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NoReturn
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
-import numpy as np
-
-from fftconv_cupy.arrays import byte_span, shares_memory
+from fftconv_cupy.arrays import byte_span
 from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, message
 from fftconv_cupy.filters import FilterSpectrum
+from fftconv_cupy.out_checks import check_out_layout
 from fftconv_cupy.problem import (
     CPU_DTYPES,
     DTYPES,
-    Gradients,
+    PRECISIONS,
     Problem,
+    StateGradients,
     Wanted,
     check_mode,
+    check_precision,
     make_problem,
     make_wanted,
 )
 from fftconv_cupy.readers import ArrayView, device_name
+from fftconv_cupy.state_checks import check_has_states, check_states
 
 
 @dataclass(slots=True)
 class Arguments:
-    """The views of one call; None where an argument was left out."""
+    """The views of one call; None where an argument was left out. `returns_state`: the final state is asked for."""
 
     u: ArrayView
     k: ArrayView | FilterSpectrum
@@ -38,6 +40,8 @@ class Arguments:
     out_gate: ArrayView | None = None
     skip: ArrayView | None = None
     out: ArrayView | None = None
+    initial_state: ArrayView | None = None
+    returns_state: bool = field(default=False, init=False)
 
     def signature(self, mode: object, fft_size: object) -> tuple[object, ...]:
         """Return everything that the checks of `resolve` look at, as a key."""
@@ -52,11 +56,13 @@ class Arguments:
             None if self.out_gate is None else _signature(self.out_gate),
             None if self.skip is None else _signature(self.skip),
             None if self.out is None else _signature(self.out),
+            None if self.initial_state is None else _signature(self.initial_state),
+            self.returns_state,
         )
 
     def inputs(self) -> Iterator[tuple[str, ArrayView]]:
         """Yield name and view of every array that is read, `u` first."""
-        for name in ("u", "k", "in_gate", "out_gate", "skip"):
+        for name in ("u", "k", "in_gate", "out_gate", "skip", "initial_state"):
             value = getattr(self, name)
             if isinstance(value, ArrayView):
                 yield name, value
@@ -71,15 +77,19 @@ class VjpArguments(Arguments):
     """The views of one call of `fftconv_vjp`, and the names of the gradients that it asks for."""
 
     dy: ArrayView
+    d_final_state: ArrayView | None = None
     wrt: tuple[object, ...] | None = None
 
     def signature(self, mode: object, fft_size: object) -> tuple[object, ...]:
         """Return everything that the checks of `resolve` look at, as a key, which is none of an `Arguments`."""
-        return (*Arguments.signature(self, mode, fft_size), _signature(self.dy), self.wrt)
+        d_final_state = None if self.d_final_state is None else _signature(self.d_final_state)
+        return (*Arguments.signature(self, mode, fft_size), _signature(self.dy), d_final_state, self.wrt)
 
     def inputs(self) -> Iterator[tuple[str, ArrayView]]:
         """Yield name and view of every array that is read, `u` first and `dy` last."""
         yield from Arguments.inputs(self)
+        if self.d_final_state is not None:
+            yield "d_final_state", self.d_final_state
         yield "dy", self.dy
 
 
@@ -95,7 +105,11 @@ class Call:
         is_borrowed: an array's memory is borrowed (see `ArrayView`).
         is_capturable: a CUDA graph may hold the call: it takes no memory that CuPy would give to others after it.
         wanted: the gradients that `fftconv_vjp` is asked for; none of `fftconv`.
+        wants_state: whether that of the initial state is among them.
+        state_shape: of a state, with as many axes as u.
         is_checked: the GPU is known to be able to compute it; set by the first call.
+        rows: where the rows of the arrays lie (see `launch.Rows`); set by the first call.
+        run: what computes it on the GPU; set by the first call.
     """
 
     problem: Problem
@@ -105,10 +119,14 @@ class Call:
     is_borrowed: bool
     is_capturable: bool
     wanted: Wanted
+    wants_state: bool
+    state_shape: tuple[int, ...]
     is_checked: bool = False
+    rows: Any = None
+    run: Any = None
 
 
-def resolve(arguments: Arguments, mode: object, fft_size: object) -> Call:
+def resolve(arguments: Arguments, mode: object, fft_size: object, precision: object = "highest") -> Call:
     """Check a call and return what it computes.
 
     Raises:
@@ -117,13 +135,15 @@ def resolve(arguments: Arguments, mode: object, fft_size: object) -> Call:
             prepared filter that was made for something else.
     """
     u, k = arguments.u, arguments.k
-    mode = check_mode(mode)
+    mode, precision = check_mode(mode), check_precision(precision)
     _check_places(arguments)
     _check_dtypes(arguments)
     batch, channels, seqlen = _rows(u)
     filter_len, is_shared = _filter_shape(k, u, channels)
     if isinstance(k, FilterSpectrum):
         _check_prepared(k, mode, seqlen)
+        precision = _filter_precision(k, precision, u.dtype)
+    has_state = check_states(arguments, mode, filter_len)
     problem = make_problem(
         mode,
         batch=batch,
@@ -137,6 +157,8 @@ def resolve(arguments: Arguments, mode: object, fft_size: object) -> Call:
         in_gate=arguments.in_gate is not None,
         out_gate=arguments.out_gate is not None,
         skip=arguments.skip is not None,
+        initial_state=has_state,
+        precision=precision,
         dtypes=CPU_DTYPES,
     )
     if isinstance(k, FilterSpectrum) and k.fft_size != problem.fft_size:
@@ -145,24 +167,28 @@ def resolve(arguments: Arguments, mode: object, fft_size: object) -> Call:
         do = "Leave fft_size out here too" if is_default else f"Pass fft_size={k.fft_size} to fftconv too"
         _refuse_prepared("fft_size", problem.fft_size, k.fft_size, do)
     out_shape = (*u.shape[:-1], problem.out_len)
+    state_shape = (*u.shape[:-1], filter_len - 1)
     shapes = {"in_gate": u.shape, "out_gate": out_shape, "skip": (channels,), "out": out_shape, "dy": out_shape}
+    shapes |= {"initial_state": state_shape, "d_final_state": state_shape}
     for name, array in arguments.named():
         if name in shapes and array.shape != shapes[name]:
             _refuse_shape(name, array, tuple(shapes[name]), u)
     if arguments.out is not None:
-        _check_out_layout(arguments.out)
-    wanted = Wanted()
+        check_out_layout(arguments.out)
+    wanted, wants_state = Wanted(), False
     if isinstance(arguments, VjpArguments):
         if isinstance(k, FilterSpectrum) and k.strategy == "paired":  # gradients are computed row by row
             got, allowed = f"one for pairs of rows (circular, N = {k.fft_size})", "for gradients on a GPU the taps"
             raise InvalidArgumentError(
                 message("k (prepared filter)", got=got, allowed=allowed, do="Pass the taps as k.")
             )
-        wanted = make_wanted(arguments.wrt, [name for name, _ in arguments.inputs() if name in Gradients._fields])
+        given = [name for name, _ in arguments.inputs() if name in StateGradients._fields]
+        wanted, wants_state = make_wanted(arguments.wrt, given)
     copied = tuple(name for name, array in arguments.inputs() if array.shape[-1] > 1 and array.strides[-1] != 1)
     is_borrowed = any(array.is_borrowed for _, array in arguments.named())
     # What is summed over rows goes through workspace, as does a filter that was not prepared.
-    takes_memory = bool(copied) or is_borrowed or isinstance(k, ArrayView) or wanted.k or wanted.skip
+    needs_workspace = isinstance(k, ArrayView) or k.strategy == "long" or wanted.k or wanted.skip
+    takes_memory = bool(copied) or is_borrowed or needs_workspace
     return Call(
         problem,
         out_shape,
@@ -172,10 +198,20 @@ def resolve(arguments: Arguments, mode: object, fft_size: object) -> Call:
         # In a capture torch allocates from a pool of the graph's own.
         is_capturable=u.framework == "torch" or not takes_memory,
         wanted=wanted,
+        wants_state=wants_state,
+        state_shape=state_shape,
     )
 
 
-def filter_problem(k: ArrayView, seqlen: object, mode: object, fft_size: object) -> Problem:
+def filter_problem(
+    k: ArrayView,
+    seqlen: object,
+    mode: object,
+    fft_size: object,
+    *,
+    initial_state: bool = False,
+    precision: object = "highest",
+) -> Problem:
     """Check the arguments of `prepare_filter` and return a problem with batch 1 that uses the filter.
 
     Raises:
@@ -186,41 +222,24 @@ def filter_problem(k: ArrayView, seqlen: object, mode: object, fft_size: object)
     if len(k.shape) not in (1, 2) or 0 in k.shape:
         _refuse_filter(k, "(H, K), or (K,) for all channels, none of them 0")
     is_shared = len(k.shape) == 1
+    mode = check_mode(mode)
+    if initial_state:
+        check_has_states("initial_state", mode, k.shape[-1])
+    precision = check_precision(precision) or "highest"
     return make_problem(
-        check_mode(mode),
+        mode,
         batch=1,
         channels=1 if is_shared else k.shape[0],
         seqlen=seqlen,  # type: ignore[arg-type]  # make_problem checks both
         filter_len=k.shape[-1],
-        dtype=k.dtype,
+        dtype=k.dtype if precision == "highest" else "float16",  # only rows of 16 bits have less
         filter_dtype=k.dtype,
         fft_size=fft_size,  # type: ignore[arg-type]
         shared_filter=is_shared,
+        initial_state=initial_state,
+        precision=precision,
         dtypes=CPU_DTYPES,
     )
-
-
-def check_out_memory(call: Call, arguments: Arguments, out: ArrayView) -> None:
-    """Refuse an `out` that cannot be written, or shares memory with an input: what a signature does not tell.
-
-    Raises:
-        InvalidArgumentError: so it is, or it takes too long to tell that no memory is shared.
-    """
-    if isinstance(out.owner, np.ndarray) and not out.owner.flags.writeable:
-        _refuse_out("a read-only array")
-    first, past = byte_span(out)
-    low, high = out.ptr + first, out.ptr + past
-    for name, first, past in call.spans:
-        array = getattr(arguments, name)
-        if low < array.ptr + past and array.ptr + first < high and shares_memory(out, array):
-            raise InvalidArgumentError(
-                message(
-                    "out",
-                    got=f"memory that overlaps {name}",
-                    allowed="an array that shares no memory with an input (nothing is computed in place)",
-                    do="Pass another array, or leave out away.",
-                )
-            )
 
 
 def _signature(array: ArrayView) -> tuple[object, ...]:
@@ -263,7 +282,7 @@ def _check_dtypes(arguments: Arguments) -> None:
                 _refuse_float64(name, u.device)
     for name, array in arguments.named()[1:]:
         allowed = (u.dtype, "float32") if name == "skip" else (u.dtype,)
-        if name != "k" and array.dtype not in allowed:
+        if name not in ("k", "initial_state", "d_final_state") and array.dtype not in allowed:
             also = " or float32" if name == "skip" and u.dtype != "float32" else ""
             raise InvalidTypeError(
                 message(
@@ -327,6 +346,15 @@ def _check_prepared(k: FilterSpectrum, mode: str, seqlen: int) -> None:
         _refuse_prepared("seqlen", seqlen, k.seqlen, f"Pass u with L = {k.seqlen}")
 
 
+def _filter_precision(k: FilterSpectrum, asked: str | None, dtype: str) -> str:
+    """Return the precision of a prepared filter, which is at least what is asked for."""
+    if asked is not None and PRECISIONS.index(asked) < PRECISIONS.index(k.precision):
+        _refuse_prepared("precision", repr(asked), repr(k.precision), f"Leave precision out, or pass {k.precision!r}")
+    if k.precision != "highest" and dtype not in ("float16", "bfloat16"):
+        _refuse_prepared("u.dtype", dtype, f"float16 or bfloat16 with precision {k.precision!r}", "Convert u")
+    return k.precision
+
+
 def _refuse_prepared(what: str, got: object, prepared: object, do: str) -> NoReturn:
     raise InvalidArgumentError(
         message(
@@ -367,33 +395,5 @@ def _refuse_shape(name: str, array: ArrayView, wanted: tuple[int, ...], u: Array
             got=f"{tuple(array.shape)}",
             allowed=f"{wanted}, with u of shape {tuple(u.shape)}",
             do=f"Pass {name} of that shape; nothing is broadcast.",
-        )
-    )
-
-
-def _check_out_layout(out: ArrayView) -> None:
-    """An output is written row by row: unit stride along the rows, and no element at two indices."""
-    problem = None
-    if out.shape[-1] > 1 and out.strides[-1] != 1:
-        problem = f"stride {out.strides[-1]} along the last axis"
-    else:
-        # Each axis must step over everything that the axes of smaller steps span.
-        span = 1
-        axes = [(abs(stride), size) for stride, size in zip(out.strides, out.shape, strict=True) if size > 1]
-        for stride, size in sorted(axes):
-            if stride < span:
-                problem = f"strides {tuple(out.strides)}, by which two of its elements may share an address"
-            span += stride * (size - 1)
-    if problem is not None:
-        _refuse_out(problem)
-
-
-def _refuse_out(got: str) -> NoReturn:
-    raise InvalidArgumentError(
-        message(
-            "out",
-            got=got,
-            allowed="a writeable array with unit stride along the last axis that does not overlap itself",
-            do="Pass a contiguous array, such as one made by empty_like.",
         )
     )

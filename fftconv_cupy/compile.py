@@ -21,6 +21,7 @@ from typing import Any
 from fftconv_cupy import cache
 from fftconv_cupy._version import __version__
 from fftconv_cupy.dependencies import cuda_header_dir, import_cupy, import_nvrtc
+from fftconv_cupy.driver import launch_early
 from fftconv_cupy.errors import CompileError, InvalidArgumentError, UnsupportedDeviceError, message
 from fftconv_cupy.source import KernelSpec, build_source, digest
 
@@ -55,7 +56,16 @@ class Compiled:
 class LoadedKernel:
     """A kernel on one device, ready to launch from any thread and inside a CUDA graph's capture."""
 
-    __slots__ = ("_context", "_current_context", "_function", "_handle", "_launch", "_set_context", "smem_bytes")
+    __slots__ = (
+        "_context",
+        "_current_context",
+        "_error",
+        "_function",
+        "_handle",
+        "_launch",
+        "_set_context",
+        "smem_bytes",
+    )
 
     def __init__(self, driver: Any, function: Any, context: int, smem_bytes: int) -> None:
         """Bind ``function``.
@@ -73,9 +83,16 @@ class LoadedKernel:
         self._current_context: Callable[[], int] = driver.ctxGetCurrent
         self._set_context: Callable[[int], None] = driver.ctxSetCurrent
         self._launch: Callable[..., None] = driver.launchKernel
+        self._error: Callable[[int], Exception] = driver.CUDADriverError
 
     def launch(
-        self, grid: tuple[int, int, int], threads: int, params: ctypes.Structure, stream: int, address: int = 0
+        self,
+        grid: tuple[int, int, int],
+        threads: int,
+        params: ctypes.Structure,
+        stream: int,
+        address: int = 0,
+        is_early: bool = False,
     ) -> None:
         """Launch with ``params`` as the only argument, by value, asynchronously on ``stream``.
 
@@ -88,18 +105,22 @@ class LoadedKernel:
             params: the struct that the entry takes.
             stream: handle of a stream of the kernel's own device.
             address: of a pointer to `params`, where the caller has one; 0 makes one.
+            is_early: the kernel may start while the one before it runs (see `driver.launch_early`).
         """
         if not address:
             pointer = ctypes.c_void_p(ctypes.addressof(params))
             address = ctypes.addressof(pointer)
         current = self._current_context()
-        if current == self._context:
+        if current == self._context and not is_early:
             self._launch(self._handle, *grid, threads, 1, 1, self.smem_bytes, stream, address, 0)
             return
-        # Another device is current in this thread, or none yet.
+        # Another device may be current in this thread, or none yet.
         self._set_context(self._context)
         try:
-            self._launch(self._handle, *grid, threads, 1, 1, self.smem_bytes, stream, address, 0)
+            if not is_early:
+                self._launch(self._handle, *grid, threads, 1, 1, self.smem_bytes, stream, address, 0)
+            elif status := launch_early(self._handle, grid, threads, self.smem_bytes, stream, address):
+                raise self._error(status)
         finally:
             self._set_context(current)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
@@ -14,8 +15,7 @@ from fftconv_cupy.blocks import COMPLEX_BYTES
 from fftconv_cupy.checks import Arguments, Call, VjpArguments
 from fftconv_cupy.dependencies import import_cupy
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.plan import block_config
-from fftconv_cupy.problem import Gradients, Problem
+from fftconv_cupy.problem import ITEM_BYTES, PRECISIONS, Gradients, Problem, StateGradients, States
 
 _launch: ModuleType | None = None
 
@@ -48,8 +48,23 @@ def on_cpu(call: Call, arguments: Arguments, out: Any) -> Any:
         None if arguments.out_gate is None else _rows(arguments.out_gate),
         None if arguments.skip is None else arrays.to_numpy(arguments.skip),
         _rows(target),
+        None if arguments.initial_state is None else _rows(arguments.initial_state),
     )
-    return _returned(out, arguments, 0)
+    result = _returned(out, arguments, 0)
+    return (result, _final_state_on_cpu(call, arguments)) if arguments.returns_state else result
+
+
+def _final_state_on_cpu(call: Call, arguments: Arguments) -> Any:
+    a = arguments
+    state, view = _empty_state(call, a, None)
+    numpy_backend.final_state(
+        call.problem,
+        _rows(a.u),
+        None if a.in_gate is None else _rows(a.in_gate),
+        None if a.initial_state is None else _rows(a.initial_state),
+        _rows(view),
+    )
+    return _handed_over(state, a, 0)
 
 
 def on_gpu(call: Call, arguments: Arguments, out: Any, handle: int | None) -> Any:
@@ -70,6 +85,7 @@ def on_gpu(call: Call, arguments: Arguments, out: Any, handle: int | None) -> An
     a, problem, target = arguments, call.problem, arguments.out
     if not call.is_checked:
         launch.check(problem, a.u.device)
+        call.run = launch.runner(problem, a.u.device)
         call.is_checked = True
     stream = arrays.current_stream(a.u) if handle is None else handle
     if not call.is_capturable:
@@ -79,19 +95,52 @@ def on_gpu(call: Call, arguments: Arguments, out: Any, handle: int | None) -> An
     borrowed = _owners(a) if call.is_borrowed else None
     if handle is not None and a.u.framework == "torch":
         _record_use(a, [out], stream)
+    state = None
     if problem.batch:
         if call.copied:
             _copy_gapped(call, a, stream)
-        launch.run(problem, a.u, a.k, a.in_gate, a.out_gate, a.skip, target, stream)
+        known = {} if a.initial_state is None else {"initial_state": a.initial_state}
+        call.rows = call.run(problem, a.u, a.k, a.in_gate, a.out_gate, a.skip, target, stream, rows=call.rows, **known)
+    if a.returns_state:
+        state = _final_state_on_gpu(call, a, stream, handle)
     if borrowed is not None:
         arrays.keep_alive(borrowed, a.u.device, stream)
-    return _returned(out, arguments, stream)
+    result = _returned(out, arguments, stream)
+    return (result, state) if a.returns_state else result
 
 
-def vjp_on_cpu(call: Call, arguments: VjpArguments) -> Gradients:
+def _final_state_on_gpu(call: Call, arguments: Arguments, stream: int, handle: int | None) -> Any:
+    a = arguments
+    state, view = _empty_state(call, a, handle)
+    if handle is not None and a.u.framework == "torch":
+        arrays.record_use((state,), a.u.device, stream)
+    if call.problem.batch:
+        gpu_launcher().run_state(call.problem, a.u, a.in_gate, a.initial_state, view, stream)
+    return _handed_over(state, a, stream)
+
+
+def _empty_state(call: Call, arguments: Arguments, handle: int | None) -> tuple[Any, ArrayView]:
+    """Allocate a state; return the array and its view."""
+    dtype = "float64" if arguments.u.dtype == "float64" else "float32"
+    return arrays.empty(arguments.u, call.state_shape, dtype, handle)
+
+
+def _handed_over(state: Any, arguments: Arguments, stream: int) -> Any:
+    """Return what the caller gets for a filled `state`."""
+    return arrays.hand_over(state, arguments.u, stream) if arguments.u.framework == "jax" else state
+
+
+def vjp_on_cpu(call: Call, arguments: VjpArguments) -> Gradients | StateGradients:
     """Compute the gradients that are wanted with NumPy."""
     a = arguments
     results, views = _empty_gradients(call, a, None)
+    state = _empty_state(call, a, None) if call.wants_state else None
+    given = {
+        "initial_state": a.initial_state,
+        "d_final_state": a.d_final_state,
+        "d_initial_state": None if state is None else state[1],
+    }
+    known = {name: _rows(view) for name, view in given.items() if view is not None}
     numpy_backend.vjp(
         call.problem,
         _rows(a.dy),
@@ -107,11 +156,12 @@ def vjp_on_cpu(call: Call, arguments: VjpArguments) -> Gradients:
             out_gate=None if views.out_gate is None else _rows(views.out_gate),
             skip=None if views.skip is None else arrays.to_numpy(views.skip),
         ),
+        **known,
     )
-    return _returned_gradients(results, a, 0)
+    return _returned_gradients(results, state, a, 0)
 
 
-def vjp_on_gpu(call: Call, arguments: VjpArguments, handle: int | None) -> Gradients:
+def vjp_on_gpu(call: Call, arguments: VjpArguments, handle: int | None) -> Gradients | StateGradients:
     """Launch on the current device, which is that of the arrays; return the gradients that are wanted.
 
     Arguments and errors are those of `on_gpu`.
@@ -125,20 +175,24 @@ def vjp_on_gpu(call: Call, arguments: VjpArguments, handle: int | None) -> Gradi
     if not call.is_capturable:
         arrays.refuse_capture(stream)
     results, views = _empty_gradients(call, a, handle)
+    state = _empty_state(call, a, handle) if call.wants_state else None
     borrowed = _owners(a) if call.is_borrowed else None
     if handle is not None and a.u.framework == "torch":
-        _record_use(a, results, stream)
+        _record_use(a, results if state is None else (*results, state[0]), stream)
     if problem.batch:
         if call.copied:
             _copy_gapped(call, a, stream)
-        launch.run_vjp(problem, wanted, a.dy, a.u, a.k, a.in_gate, a.out_gate, a.skip, views, stream)
+        known = {}
+        if problem.initial_state:
+            known["states"] = States(a.initial_state, a.d_final_state, None if state is None else state[1])
+        launch.run_vjp(problem, wanted, a.dy, a.u, a.k, a.in_gate, a.out_gate, a.skip, views, stream, **known)
     else:
         for view in views:
             if view is not None:
                 arrays.zero(view, stream)  # sums over no rows
     if borrowed is not None:
         arrays.keep_alive(borrowed, a.u.device, stream)
-    return _returned_gradients(results, a, stream)
+    return _returned_gradients(results, state, a, stream)
 
 
 def prepare_on_cpu(problem: Problem, k: ArrayView) -> FilterSpectrum:
@@ -147,7 +201,8 @@ def prepare_on_cpu(problem: Problem, k: ArrayView) -> FilterSpectrum:
         data = numpy_backend.filter_spectrum(problem, arrays.to_numpy(k))
     data.flags.writeable = False
     points = numpy_backend.transform_points(problem)
-    return FilterSpectrum.of(problem, -1, points, "numpy", data, data.ctypes.data, data.nbytes)
+    strategy = "numpy-stateful" if problem.initial_state else "numpy"
+    return FilterSpectrum.of(problem, -1, points, strategy, data, data.ctypes.data, data.nbytes)
 
 
 def prepare_on_gpu(problem: Problem, k: ArrayView, handle: int | None) -> FilterSpectrum:
@@ -155,7 +210,7 @@ def prepare_on_gpu(problem: Problem, k: ArrayView, handle: int | None) -> Filter
     launch = gpu_launcher()
     launch.check(problem, k.device)
     stream = arrays.current_stream(k) if handle is None else handle
-    strategy, config = block_config(problem, launch.device_limits(k.device))
+    strategy, points = launch.transform_of(problem, k.device)
     is_copied = k.shape[-1] > 1 and k.strides[-1] != 1
     if k.framework != "torch" and (is_copied or k.is_borrowed):
         arrays.refuse_capture(stream)
@@ -165,8 +220,10 @@ def prepare_on_gpu(problem: Problem, k: ArrayView, handle: int | None) -> Filter
         arrays.keep_alive((k.owner,), k.device, stream)
     if handle is not None and k.framework == "torch":
         arrays.record_use((k.owner,), k.device, stream)
-    nbytes = problem.channels * config.points * COMPLEX_BYTES
-    return FilterSpectrum.of(problem, k.device, config.points, strategy, data, spectrum.ptr, nbytes)
+    nbytes = problem.channels * points * COMPLEX_BYTES
+    if strategy in PRECISIONS:  # in a form of its own
+        nbytes = math.prod(spectrum.shape) * ITEM_BYTES[spectrum.dtype]
+    return FilterSpectrum.of(problem, k.device, points, strategy, data, spectrum.ptr, nbytes)
 
 
 def _returned(result: Any, arguments: Arguments, stream: int) -> Any:
@@ -192,12 +249,16 @@ def _empty_gradients(call: Call, arguments: VjpArguments, handle: int | None) ->
     return Gradients(*results), Gradients(*views)
 
 
-def _returned_gradients(results: Gradients, arguments: VjpArguments, stream: int) -> Gradients:
-    """Return what the caller gets for filled `results`."""
-    if arguments.u.framework != "jax":
-        return results
+def _returned_gradients(
+    results: Gradients, state: tuple[Any, ArrayView] | None, arguments: VjpArguments, stream: int
+) -> Gradients | StateGradients:
+    """Return what the caller gets for filled `results` and the gradient of a state, an array and its view."""
     u = arguments.u
-    return Gradients(*(None if result is None else arrays.hand_over(result, u, stream) for result in results))
+    if u.framework == "jax":
+        results = Gradients(*(None if result is None else arrays.hand_over(result, u, stream) for result in results))
+    if arguments.initial_state is None:
+        return results
+    return StateGradients(*results, None if state is None else _handed_over(state[0], arguments, stream))
 
 
 def _owners(arguments: Arguments) -> tuple[Any, ...]:

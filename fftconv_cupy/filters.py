@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from fftconv_cupy.errors import InvalidTypeError, message
-from fftconv_cupy.problem import Problem
+from fftconv_cupy.problem import PRECISIONS, Problem
 from fftconv_cupy.readers import device_name
 
 
@@ -28,7 +28,8 @@ class FilterSpectrum:
         dtype: of the filter it was made from.
         device: CUDA ordinal, or -1 for the CPU.
         points: M, complex points of a transform (on the CPU the real points of NumPy's transform).
-        strategy: "linear" or "paired" (see `Plan`), "numpy" on the CPU.
+        strategy: "linear", "paired", "long" or "windows", "high" or "medium" on tensor cores, "numpy" on the CPU;
+            "stateful" and "numpy-stateful" where calls may have an initial state.
         data: array that holds the spectrum, and keeps its memory alive; only to be read.
         ptr: address of the spectrum.
         nbytes: size of the spectrum.
@@ -76,6 +77,16 @@ class FilterSpectrum:
         lengths = (self.seqlen, self.filter_len, self.fft_size, self.channels, self.points)
         signature = ("prepared", self.mode, *lengths, self.shared, self.dtype, self.device, self.strategy)
         object.__setattr__(self, "signature", signature)
+
+    @property
+    def precision(self) -> str:
+        """The precision of the calls that it is for."""
+        return self.strategy if self.strategy in PRECISIONS else "highest"
+
+    @property
+    def is_stateful(self) -> bool:
+        """Whether calls may have an initial state."""
+        return self.strategy.endswith("stateful")
 
     def __copy__(self) -> FilterSpectrum:
         """Return the spectrum itself."""

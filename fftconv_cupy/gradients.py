@@ -11,7 +11,7 @@ from fftconv_cupy.arrays import view
 from fftconv_cupy.checks import VjpArguments
 from fftconv_cupy.errors import InvalidTypeError, message
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.problem import Gradients
+from fftconv_cupy.problem import Gradients, StateGradients
 
 
 def fftconv_vjp(
@@ -26,7 +26,9 @@ def fftconv_vjp(
     skip: Any = None,
     wrt: Iterable[str] | str | None = None,
     stream: Any = None,
-) -> Gradients:
+    initial_state: Any = None,
+    d_final_state: Any = None,
+) -> Gradients | StateGradients:
     """Return the gradients of ``sum(dy * fftconv(u, k, ...))`` with respect to the arguments of `fftconv`.
 
     Nothing has to be kept from the call of `fftconv`: what the gradients need is computed again. Only the gradients in
@@ -47,15 +49,20 @@ def fftconv_vjp(
         in_gate: as for `fftconv`.
         out_gate: as for `fftconv`.
         skip: as for `fftconv`.
-        wrt: the arguments whose gradients are computed: a name or several of "u", "k", "in_gate", "out_gate" and
-            "skip", each of them given in this call. None means all that were given, but for a prepared filter.
+        wrt: the arguments whose gradients are computed: a name or several of "u", "k", "in_gate", "out_gate", "skip"
+            and "initial_state", each of them given in this call. None means all that were given, but for a prepared
+            filter.
         stream: as for `fftconv`.
+        initial_state: as for `fftconv`.
+        d_final_state: where `fftconv` returned a final state, its gradient, of that shape and dtype: the gradients are
+            those of ``sum(dy * y) + sum(d_final_state * final_state)``.
 
     Returns:
         A named tuple of ``u``, ``k``, ``in_gate``, ``out_gate``, ``skip``: for each a new contiguous array of the
         shape and dtype of the argument and of the framework and device of `u`, or None where it was not asked for. The
         gradient of `k` is summed over the batch, and over the channels where one row serves all; it is 0 for taps that
         reach no output. That of `skip` is summed over batch and points. Where B is 0 these two are 0.
+        Where `initial_state` was given, a last field ``initial_state`` holds its gradient, or None likewise.
 
     Raises:
         InvalidTypeError: as for `fftconv`, and where `wrt` holds something else than strings.
@@ -77,7 +84,9 @@ def fftconv_vjp(
         None if in_gate is None else view(in_gate, "in_gate", handle),
         None if out_gate is None else view(out_gate, "out_gate", handle),
         None if skip is None else view(skip, "skip", handle),
+        initial_state=None if initial_state is None else view(initial_state, "initial_state", handle),
         dy=view(dy, "dy", handle),
+        d_final_state=None if d_final_state is None else view(d_final_state, "d_final_state", handle),
         wrt=None if wrt is None else _names(wrt),
     )
     call = resolved(arguments, mode, fft_size)

@@ -12,12 +12,12 @@ from typing import Any
 import jax
 
 from fftconv_cupy import jax_numpy, jax_primitives
-from fftconv_cupy.arrays import ArrayView, contiguous_strides
 from fftconv_cupy.checks import Arguments, resolve
-from fftconv_cupy.errors import InvalidTypeError, message
-from fftconv_cupy.filters import FilterSpectrum
+from fftconv_cupy.jax_depthwise import depthwise_conv1d
+from fftconv_cupy.jax_inputs import abstract_view, equally_varying
 from fftconv_cupy.problem import Gradients, Problem, Wanted
-from fftconv_cupy.readers import ALLOWED_DTYPES, NUMPY_DTYPES
+
+__all__ = ["depthwise_conv1d", "fftconv"]
 
 
 def fftconv(
@@ -71,30 +71,16 @@ def fftconv(
         Array([4., 3., 2.], dtype=float32)
     """
     given = {"u": u, "k": k, "in_gate": in_gate, "out_gate": out_gate, "skip": skip}
-    views = {name: _abstract_view(x, name) for name, x in given.items() if x is not None or name in ("u", "k")}
+    views = {name: abstract_view(x, name) for name, x in given.items() if x is not None or name in ("u", "k")}
     problem = resolve(Arguments(**views), mode, fft_size).problem
     return _fftconv(problem, u, k, in_gate, out_gate, skip)
-
-
-def _abstract_view(array: Any, name: str) -> ArrayView:
-    """Return what the checks look at: shape and dtype, as of an array on the CPU, which allows every dtype."""
-    if not isinstance(array, jax.Array):
-        got, do = f"an object of type {type(array).__name__}", f"Pass jax.numpy.asarray({name})."
-        if isinstance(array, FilterSpectrum):
-            got, do = repr(array), "Pass its taps; XLA keeps what it can compute ahead."
-        raise InvalidTypeError(message(name, got=got, allowed="a JAX array", do=do))
-    dtype = str(array.dtype)
-    if dtype not in NUMPY_DTYPES:
-        do = f"Convert {name} to a real floating-point dtype of these."
-        raise InvalidTypeError(message(f"{name}.dtype", got=dtype, allowed=ALLOWED_DTYPES, do=do))
-    return ArrayView(0, array.shape, contiguous_strides(array.shape), dtype, -1, "jax", None)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _fftconv(problem: Problem, u: Any, k: Any, in_gate: Any, out_gate: Any, skip: Any) -> Any:
     """Bring rows to (B, H, points) and convolve."""
     rows = (problem.batch, problem.channels)
-    inputs = _equally_varying(
+    inputs = equally_varying(
         u.reshape(*rows, u.shape[-1]),
         k,
         None if in_gate is None else in_gate.reshape(*rows, in_gate.shape[-1]),
@@ -102,29 +88,6 @@ def _fftconv(problem: Problem, u: Any, k: Any, in_gate: Any, out_gate: Any, skip
         skip,
     )
     return _convolve(problem, *inputs).reshape(*u.shape[:-1], problem.out_len)
-
-
-def _equally_varying(*inputs: Any) -> tuple[Any, ...]:
-    """Mark inputs inside a `shard_map` as varying along every mesh axis that one of them varies along.
-
-    The transpose of the mark sums over the devices: the gradient of a filter that all of them hold is whole.
-    """
-    axes = [frozenset() if x is None else _varying_axes(x) for x in inputs]
-    union = frozenset[Any]().union(*axes)
-    return tuple(x if x is None else _mark_varying(x, tuple(union - own)) for x, own in zip(inputs, axes, strict=True))
-
-
-def _varying_axes(x: Any) -> frozenset[Any]:
-    kind = jax.typeof(x)
-    # Up to JAX 0.9 the axes are an attribute of the type itself.
-    axes: frozenset[Any] = kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
-    return axes
-
-
-def _mark_varying(x: Any, axes: tuple[Any, ...]) -> Any:
-    if not axes:
-        return x
-    return jax.lax.pcast(x, axes, to="varying") if hasattr(jax.lax, "pcast") else jax.lax.pvary(x, axes)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

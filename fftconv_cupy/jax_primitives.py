@@ -25,15 +25,16 @@ from fftconv_cupy.errors import UnsupportedDeviceError, message
 from fftconv_cupy.problem import Gradients, Problem, Wanted
 
 
-def _primitive(name: str) -> Any:
+def make_primitive(name: str) -> Any:
+    """Return a primitive with several results, which runs eagerly as a program of its own."""
     made = Primitive(name)
     made.multiple_results = True
     made.def_impl(functools.partial(xla.apply_primitive, made))
     return made
 
 
-_forward_p = _primitive("fftconv")
-_backward_p = _primitive("fftconv_vjp")
+_forward_p = make_primitive("fftconv")
+_backward_p = make_primitive("fftconv_vjp")
 
 
 def convolve(problem: Problem, u: Any, k: Any, in_gate: Any, out_gate: Any, skip: Any) -> Any:
@@ -87,7 +88,7 @@ def _forward_cuda(*operands: Any, problem: Problem) -> list[Any]:
     if not _has_kernels(problem):
         return _forward_numpy(*operands, problem=problem)
     y = jax.ShapeDtypeStruct((*operands[0].shape[:-1], problem.out_len), operands[0].dtype)
-    return _call_kernels(functools.partial(_run_forward, problem), [y], _load_kernels(problem, None), operands)
+    return call_kernels(functools.partial(_run_forward, problem), [y], _load_kernels(problem, None), operands)
 
 
 def _backward_cuda(*operands: Any, problem: Problem, wanted: Wanted) -> list[Any]:
@@ -96,7 +97,7 @@ def _backward_cuda(*operands: Any, problem: Problem, wanted: Wanted) -> list[Any
     named = zip(_named(problem, operands[1:]), wanted, strict=True)
     results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x, is_wanted in named if is_wanted]
     run = functools.partial(_run_backward, problem, wanted)
-    return _call_kernels(run, results, _load_kernels(problem, wanted), operands)
+    return call_kernels(run, results, _load_kernels(problem, wanted), operands)
 
 
 def _has_kernels(problem: Problem) -> bool:
@@ -113,7 +114,7 @@ def _load_kernels(problem: Problem, wanted: Wanted | None) -> int:
     """
     launch = execute.gpu_launcher()
     workspace_bytes = 0
-    for device in _cuda_devices():
+    for device in cuda_devices():
         with arrays.use_device(device):
             if wanted is None:
                 launch.check(problem, device)
@@ -125,7 +126,7 @@ def _load_kernels(problem: Problem, wanted: Wanted | None) -> int:
     return workspace_bytes
 
 
-def _cuda_devices() -> list[int]:
+def cuda_devices() -> list[int]:
     """Return the CUDA ordinals of the GPUs that JAX may run a program on."""
     try:
         return [gpu.local_hardware_id for gpu in jax.local_devices(backend="cuda")]
@@ -140,7 +141,7 @@ def _cuda_devices() -> list[int]:
         ) from error
 
 
-def _call_kernels(run: Callable[..., None], results: list[Any], workspace_bytes: int, operands: Any) -> list[Any]:
+def call_kernels(run: Callable[..., None], results: list[Any], workspace_bytes: int, operands: Any) -> list[Any]:
     """Stage a call of `run`; its workspace is one more result, since nothing may be allocated as it runs."""
     workspace = jax.ShapeDtypeStruct((-(-workspace_bytes // 4),), jnp.float32)
     # XLA may run `run` while it records a command buffer, and replay what it launched ever after.
@@ -150,21 +151,21 @@ def _call_kernels(run: Callable[..., None], results: list[Any], workspace_bytes:
 
 def _run_forward(problem: Problem, context: Any, results: Any, *operands: Any) -> None:
     """Launch the kernels on XLA's stream."""
-    y, workspace = (_buffer_view(buffer) for buffer in results)
-    views = (None if x is None else _buffer_view(x) for x in _named(problem, operands))
+    y, workspace = (buffer_view(buffer) for buffer in results)
+    views = (None if x is None else buffer_view(x) for x in _named(problem, operands))
     execute.gpu_launcher().run(problem, *views, y, context.stream, workspace=workspace)
 
 
 def _run_backward(problem: Problem, wanted: Wanted, context: Any, results: Any, dy: Any, *operands: Any) -> None:
     """Launch the kernels of the gradients on XLA's stream."""
-    *found, workspace = (_buffer_view(buffer) for buffer in results)
+    *found, workspace = (buffer_view(buffer) for buffer in results)
     grads = _wanted(wanted, found)
-    views = (None if x is None else _buffer_view(x) for x in _named(problem, operands))
+    views = (None if x is None else buffer_view(x) for x in _named(problem, operands))
     launch = execute.gpu_launcher()
-    launch.run_vjp(problem, wanted, _buffer_view(dy), *views, grads, context.stream, workspace=workspace)
+    launch.run_vjp(problem, wanted, buffer_view(dy), *views, grads, context.stream, workspace=workspace)
 
 
-def _buffer_view(buffer: Any) -> ArrayView:
+def buffer_view(buffer: Any) -> ArrayView:
     """Return the view of a buffer of XLA's, which is contiguous and lives until the program is done."""
     shape = tuple(buffer.shape)
     _, device = buffer.__dlpack_device__()
@@ -173,7 +174,7 @@ def _buffer_view(buffer: Any) -> ArrayView:
 
 
 def _batch_forward(operands: Any, axes: Any, *, problem: Problem) -> tuple[list[Any], list[int]]:
-    size, named, named_axes = _mapped_size(operands, axes), _named(problem, operands), _named(problem, axes)
+    size, named, named_axes = mapped_size(operands, axes), _named(problem, operands), _named(problem, axes)
     if _only_rows(named_axes):
         y = convolve(*_into_batch(problem, size, named, named_axes))
         return [y.reshape(size, problem.batch, *y.shape[1:])], [0]
@@ -186,7 +187,7 @@ def _batch_backward(operands: Any, axes: Any, *, problem: Problem, wanted: Wante
 
     Two calls then: what is not used of them is left out later, and mostly that is one of the two.
     """
-    size = _mapped_size(operands, axes)
+    size = mapped_size(operands, axes)
     (dy, *others), (dy_axis, *other_axes) = operands, axes
     named, named_axes = _named(problem, others), _named(problem, other_axes)
     rows = Wanted()
@@ -224,7 +225,8 @@ def _out_of_channels(problem: Problem, size: int, named: list[Any], grads: Gradi
     return found
 
 
-def _mapped_size(operands: Any, axes: Any) -> int:
+def mapped_size(operands: Any, axes: Any) -> int:
+    """Return the length of the mapped axis."""
     return next(int(x.shape[axis]) for x, axis in zip(operands, axes, strict=True) if axis is not None)
 
 
@@ -249,12 +251,12 @@ def _into_channels(problem: Problem, size: int, named: list[Any], axes: list[int
     """
     u, k, in_gate, out_gate, skip = named
     u, in_gate, out_gate = (_rows_into_channels(x, axes[i], size) for i, x in ((0, u), (2, in_gate), (3, out_gate)))
-    filters = _with_axis(k, axes[1], size, 0)
+    filters = with_axis(k, axes[1], size, 0)
     if problem.shared_filter:
         wide = jnp.promote_types(k.dtype, jnp.float32)
         filters = jnp.broadcast_to(filters[:, None], (size, problem.channels, problem.filter_len)).astype(wide)
     if skip is not None:
-        skip = _with_axis(skip, axes[4], size, 0).reshape(size * problem.channels)
+        skip = with_axis(skip, axes[4], size, 0).reshape(size * problem.channels)
     folded = dataclasses.replace(
         problem, channels=size * problem.channels, shared_filter=False, filter_dtype=str(filters.dtype)
     )
@@ -265,51 +267,52 @@ def _rows_into_batch(x: Any, axis: int | None, size: int) -> Any:
     if x is None:
         return None
     batch, channels, points = _unmapped_shape(x, axis)
-    return _with_axis(x, axis, size, 0).reshape(size * batch, channels, points)
+    return with_axis(x, axis, size, 0).reshape(size * batch, channels, points)
 
 
 def _rows_into_channels(x: Any, axis: int | None, size: int) -> Any:
     if x is None:
         return None
     batch, channels, points = _unmapped_shape(x, axis)
-    return _with_axis(x, axis, size, 1).reshape(batch, size * channels, points)
+    return with_axis(x, axis, size, 1).reshape(batch, size * channels, points)
 
 
 def _unmapped_shape(x: Any, axis: int | None) -> tuple[int, ...]:
     return tuple(length for i, length in enumerate(x.shape) if i != axis)
 
 
-def _with_axis(x: Any, axis: int | None, size: int, position: int) -> Any:
+def with_axis(x: Any, axis: int | None, size: int, position: int) -> Any:
     """Return `x` with its mapped axis at `position`, repeated along it where it has none."""
     if axis is not None:
         return jnp.moveaxis(x, axis, position)
     return jnp.broadcast_to(jnp.expand_dims(x, position), (*x.shape[:position], size, *x.shape[position:]))
 
 
-def _without_unused(used: list[bool], equation: Any) -> tuple[list[bool], Any]:
-    """Leave gradients that nothing uses out of an equation of the backward primitive."""
+def without_unused(used: list[bool], equation: Any) -> tuple[list[bool], Any]:
+    """Leave gradients that nothing uses out of an equation of a backward primitive."""
     if not any(used):
         return [False] * len(equation.invars), None
-    flags = iter(used)
-    wanted = Wanted(*(is_wanted and next(flags) for is_wanted in equation.params["wanted"]))
+    flags, wanted = iter(used), equation.params["wanted"]
+    wanted = type(wanted)(*(is_wanted and next(flags) for is_wanted in wanted))
     kept = [variable for variable, is_used in zip(equation.outvars, used, strict=True) if is_used]
     params = {**equation.params, "wanted": wanted}
     return [True] * len(equation.invars), equation.replace(outvars=kept, params=params)
 
 
-def _register(
+def register(
     primitive: Any,
     result_types: Callable[..., Any],
     on_numpy: Callable[..., Any],
     on_cuda: Callable[..., Any],
     batch: Callable[..., Any],
 ) -> None:
+    """Tell a primitive the types of its results, what each platform runs, and how it is mapped."""
     primitive.def_abstract_eval(result_types)
     mlir.register_lowering(primitive, mlir.lower_fun(on_numpy, multiple_results=True))
     mlir.register_lowering(primitive, mlir.lower_fun(on_cuda, multiple_results=True), platform="cuda")
     batching.primitive_batchers[primitive] = batch
 
 
-_register(_forward_p, _forward_types, _forward_numpy, _forward_cuda, _batch_forward)
-_register(_backward_p, _backward_types, _backward_numpy, _backward_cuda, _batch_backward)
-partial_eval.dce_rules[_backward_p] = _without_unused
+register(_forward_p, _forward_types, _forward_numpy, _forward_cuda, _batch_forward)
+register(_backward_p, _backward_types, _backward_numpy, _backward_cuda, _batch_backward)
+partial_eval.dce_rules[_backward_p] = without_unused

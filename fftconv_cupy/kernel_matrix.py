@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from fftconv_cupy.archs import ArchLimits, arch_limits
 from fftconv_cupy.blocks import (
+    BLOCK_CONFIGS,
     CUDA_TYPES,
     EXTRAS,
     QUAD_BYTES,
     REDUCE_THREADS,
+    STATE_THREADS,
     BackwardVariant,
     BlockConfig,
     FilterVariant,
     ForwardVariant,
+    WindowsVariant,
+    backward_config,
     backward_spec,
     can_prefetch,
     filter_backward_spec,
@@ -26,8 +30,28 @@ from fftconv_cupy.blocks import (
     forward_spec,
     reduce_spec,
     stash_quads,
+    state_spec,
+    windows_backward_spec,
+    windows_spec,
 )
 from fftconv_cupy.errors import InvalidArgumentError, message
+from fftconv_cupy.long_blocks import (
+    LongConfig,
+    LongGradients,
+    LongVariant,
+    long_backward_spec,
+    long_configs,
+    long_spec,
+)
+from fftconv_cupy.mma_blocks import (
+    CONVERT_THREADS,
+    MMA_PRECISIONS,
+    convert_spec,
+    fitting_mma_config,
+    mma_spec,
+    mma_variants,
+)
+from fftconv_cupy.problem import ITEM_BYTES
 from fftconv_cupy.source import KernelSpec
 
 _BOOLEANS = (False, True)
@@ -65,11 +89,14 @@ def iter_kernels(arch: str | ArchLimits, *, fft_sizes: Iterable[int] | None = No
     limits = arch if isinstance(arch, ArchLimits) else arch_limits(arch)
     wanted = None if fft_sizes is None else set(fft_sizes)
     seen = set()
-    for config in fitting_configs(limits):
-        for kernel in _kernels(config, limits):
-            seen.add(kernel.spec.fft_size)
-            if wanted is None or kernel.spec.fft_size in wanted:
-                yield kernel
+    by_size = itertools.chain(
+        (_kernels(config, limits) for config in fitting_configs(limits)),
+        (_long_kernels(config, limits) for config in long_configs(limits)),
+    )
+    for kernel in itertools.chain.from_iterable(by_size):
+        seen.add(kernel.spec.fft_size)
+        if wanted is None or kernel.spec.fft_size in wanted:
+            yield kernel
     if wanted is not None and wanted - seen:
         raise InvalidArgumentError(
             message(
@@ -103,17 +130,76 @@ def _kernels(config: BlockConfig, limits: ArchLimits) -> tuple[Kernel, ...]:
         spec = filter_backward_spec(config, dtype)
         kernels.append(Kernel(spec, config.threads, config.min_blocks, config.exchange_bytes))
     kernels.append(Kernel(reduce_spec(config), REDUCE_THREADS, 1, REDUCE_THREADS * QUAD_BYTES))
-    for gradients in _backward_variants(config, limits):
+    for used, gradients in _backward_variants(config, limits):
         has_rows = gradients.has_in_gradient and gradients.has_out_gradient == (gradients.extras != "none")
         kernels.append(
             Kernel(
-                backward_spec(config, gradients),
-                config.threads,
-                gradients.min_blocks(config),
-                gradients.shared_bytes(config),
+                backward_spec(used, gradients),
+                used.threads,
+                gradients.min_blocks(used),
+                gradients.shared_bytes(used),
                 is_usual=has_rows and gradients.has_sum,
             )
         )
+    return (*kernels, *_window_kernels(config, limits), *_mma_kernels(config, limits))
+
+
+def _mma_kernels(config: BlockConfig, limits: ArchLimits) -> Iterator[Kernel]:
+    """Yield the kernels of transforms on tensor cores."""
+    for precision in MMA_PRECISIONS:
+        fitting = fitting_mma_config(precision, config.points, limits)
+        if fitting is not None and fitting[0].points == config.points:
+            tensor = fitting[0]
+            yield Kernel(convert_spec(tensor, config), CONVERT_THREADS, 1, 0)
+            for variant in mma_variants():
+                yield Kernel(mma_spec(tensor, variant), tensor.threads, tensor.min_blocks, tensor.shared_bytes)
+
+
+def _window_kernels(config: BlockConfig, limits: ArchLimits) -> Iterator[Kernel]:
+    """Yield the kernels of rows that are cut into windows."""
+    for is_vector, dtype, extras in itertools.product(_BOOLEANS, CUDA_TYPES, EXTRAS):
+        spec = windows_spec(config, dtype, extras, is_vector=is_vector)
+        yield Kernel(spec, config.threads, config.min_blocks, config.exchange_bytes)
+        for has_in_gradient, has_sum in ((True, True), (True, False), (False, True)):
+            if extras == "any" and not has_in_gradient:
+                continue  # a plan has it computed all the same
+            quads = stash_quads(config, limits) if has_sum else 0
+            variant = WindowsVariant(dtype, True, True, is_vector, extras, has_in_gradient, False, has_sum, quads)
+            yield Kernel(
+                windows_backward_spec(config, variant),
+                config.threads,
+                variant.min_blocks(config),
+                variant.shared_bytes(config),
+                is_usual=has_in_gradient and has_sum,
+            )
+    if config.points == min(BLOCK_CONFIGS):
+        for dtype in CUDA_TYPES:
+            yield Kernel(state_spec(dtype), STATE_THREADS, 1, 0)
+
+
+@cache
+def _long_kernels(config: LongConfig, limits: ArchLimits) -> tuple[Kernel, ...]:
+    """Return the kernels of rows that outgrow a block; the usual ones are those of rows that fill a transform."""
+    kernels = []
+    flags = itertools.product(_BOOLEANS, repeat=3)
+    for (is_complex, has_tail, is_vector), dtype, extras in itertools.product(flags, CUDA_TYPES, EXTRAS):
+        if not is_vector and not has_tail:
+            continue  # as forward
+        variant = LongVariant(dtype, is_complex, has_tail, is_vector, extras)
+        halves = _BOOLEANS if ITEM_BYTES[dtype] == 2 else (False,)
+        specs = [
+            (long_spec(config, replace(variant, has_half_points=is_half), limits), is_half == halves[-1])
+            for is_half in halves
+        ]
+        for wanted in itertools.product(_BOOLEANS, repeat=3):
+            gradients = LongGradients(*wanted)
+            if any(wanted) and (extras != "none" or not gradients.has_out_gradient):
+                has_rows = gradients.has_in_gradient and gradients.has_out_gradient == (extras != "none")
+                specs.append((long_backward_spec(config, variant, gradients, limits), has_rows and gradients.has_sum))
+        kernels += [
+            Kernel(spec, config.threads, config.resident(limits), config.shared_bytes, is_usual and not has_tail)
+            for spec, is_usual in specs
+        ]
     return tuple(kernels)
 
 
@@ -139,8 +225,8 @@ def _forward_variants(config: BlockConfig, limits: ArchLimits) -> Iterator[Forwa
         yield variant
 
 
-def _backward_variants(config: BlockConfig, limits: ArchLimits) -> Iterator[BackwardVariant]:
-    """Yield the variants that a plan of gradients may name."""
+def _backward_variants(config: BlockConfig, limits: ArchLimits) -> Iterator[tuple[BlockConfig, BackwardVariant]]:
+    """Yield the variants that a plan of gradients may name, each with its configuration."""
     flags = itertools.product(_BOOLEANS, repeat=6)
     for (is_complex, has_tail, is_vector, *wanted), dtype, extras in itertools.product(flags, CUDA_TYPES, EXTRAS):
         has_in_gradient, has_out_gradient, has_sum = wanted
@@ -148,14 +234,7 @@ def _backward_variants(config: BlockConfig, limits: ArchLimits) -> Iterator[Back
             continue
         if not has_tail and (is_complex or not is_vector):
             continue  # as forward
-        yield BackwardVariant(
-            dtype,
-            is_complex,
-            has_tail,
-            is_vector,
-            extras,
-            has_in_gradient,
-            has_out_gradient,
-            has_sum,
-            stash_quads(config, limits) if has_sum else 0,
-        )
+        used = backward_config(config, limits, is_complex=is_complex, has_sum=has_sum)
+        quads = stash_quads(used, limits) if has_sum else 0
+        flags_of_row = (dtype, is_complex, has_tail, is_vector, extras)
+        yield used, BackwardVariant(*flags_of_row, has_in_gradient, has_out_gradient, has_sum, quads)

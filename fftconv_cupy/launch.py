@@ -10,38 +10,56 @@ import ctypes
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass, field
 from typing import Any
 
 from fftconv_cupy import arrays
-from fftconv_cupy.archs import ARCHS, BULK_COPY_CAPABILITY, OLDEST_CAPABILITY, ArchLimits, arch_limits
+from fftconv_cupy.archs import ArchLimits, arch_limits
 from fftconv_cupy.arrays import ArrayView
 from fftconv_cupy.blocks import BlockConfig
 from fftconv_cupy.compile import LoadedKernel, load_kernel, precompile
 from fftconv_cupy.dependencies import import_cupy, import_nvrtc
-from fftconv_cupy.errors import UnsupportedDeviceError, message
+from fftconv_cupy.devices import device_limits
 from fftconv_cupy.filters import FilterSpectrum
+from fftconv_cupy.mma_plan import MmaPlan
 from fftconv_cupy.params import FilterParams, FwdParams, Lags, packer
 from fftconv_cupy.plan import FilterLags, Plan, block_config, make_plan
 from fftconv_cupy.problem import ITEM_BYTES, Problem
 from fftconv_cupy.source import KernelSpec
 from fftconv_cupy.tables import twiddle_table
 from fftconv_cupy.vjp_plan import VjpPlan
+from fftconv_cupy.window_plan import WindowPlan
 
 
 @dataclass(frozen=True, slots=True)
 class _Launcher:
-    """A plan with its kernels loaded on a device, and the numbers that are the same in each call of the fused one."""
+    """A plan with its kernels loaded on a device."""
 
     plan: Plan
     forward: LoadedKernel
     filter: LoadedKernel
     twiddles: int
+    grid: tuple[int, int, int]
     threads: int
-    spectrum_stride: int
-    sizes: tuple[int, ...]
-    scale: float
+
+
+@dataclass(slots=True)
+class Rows:
+    """What calls have in common whose arrays have the same shapes, strides and dtypes.
+
+    Attributes:
+        strides: batch and channel stride of u, in_gate, out_gate and y, in elements; an input gate that is absent has
+            those of u, whose values are read in its place, an output gate that is absent has 0.
+        bits: all strides and lengths in bytes, or'ed.
+        skip_is_float: the skip is float32, not of the dtype of u.
+        known: the launcher, and the arguments of the fused kernel that are no addresses, by the lowest bits of the
+            addresses and whether the filter is prepared.
+    """
+
+    strides: tuple[int, ...]
+    bits: int
+    skip_is_float: bool
+    known: dict[tuple[int, bool], tuple[_Launcher, tuple[float, ...]]] = field(default_factory=dict)
 
 
 class _Arguments(threading.local):
@@ -61,39 +79,6 @@ _launchers: dict[tuple[Problem, int, bool, bool, bool], _Launcher] = {}
 _tables: dict[tuple[BlockConfig, bool, int], Any] = {}
 _lock = threading.Lock()
 _REMEMBERED = 4096  # configurations; beyond, the look-ups start anew
-
-
-@cache
-def device_limits(device: int) -> ArchLimits:
-    """Return the limits of a CUDA device: those listed for its architecture, else what the device reports.
-
-    Args:
-        device: ordinal of the device.
-
-    Raises:
-        UnsupportedDeviceError: the GPU is older than compute capability 7.5.
-    """
-    gpu = import_cupy().cuda.Device(device)
-    capability = gpu.compute_capability
-    if int(capability) < OLDEST_CAPABILITY:
-        raise UnsupportedDeviceError(
-            message(
-                f"GPU {device}",
-                got=f"compute capability {capability[:-1]}.{capability[-1]}",
-                allowed="7.5 (Turing) and later",
-                do="Use a newer GPU, or pass CPU arrays, which are convolved by NumPy.",
-            )
-        )
-    listed = ARCHS.get(f"sm_{capability}")
-    if listed is not None:
-        return replace(listed, multiprocessors=gpu.attributes["MultiProcessorCount"])
-    return ArchLimits(
-        f"sm_{capability}",
-        gpu.attributes["MaxSharedMemoryPerBlockOptin"],
-        gpu.attributes["MaxSharedMemoryPerMultiprocessor"],
-        gpu.attributes["MultiProcessorCount"],
-        has_bulk_copy=int(capability) >= BULK_COPY_CAPABILITY,
-    )
 
 
 def check(problem: Problem, device: int) -> None:
@@ -122,7 +107,8 @@ def run(
     out: ArrayView,
     stream: int,
     workspace: ArrayView | None = None,
-) -> None:
+    rows: Rows | None = None,
+) -> Rows:
     """Compute a validated problem on the GPU of `u`, asynchronously on `stream`, into `out`.
 
     Args:
@@ -135,47 +121,52 @@ def run(
         out: the output.
         stream: handle of a stream of that GPU.
         workspace: as many bytes as the plan says, or more; None allocates it where it is needed.
+        rows: what a call with arrays of these shapes and strides has returned; None finds it out.
+
+    Returns:
+        What such calls have in common.
 
     Raises:
         UnsupportedProblemError: the transform does not fit one block of this GPU.
         CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
     """
-    item = ITEM_BYTES[problem.dtype]
+    rows = rows or rows_of(problem, u, in_gate, out_gate, skip, out)
+    gates = (0 if in_gate is None else in_gate.ptr, 0 if out_gate is None else out_gate.ptr)
+    pointers = (u.ptr, *gates, out.ptr)
     # The lowest bit set in any address, stride or length is how far all rows are aligned.
-    bits = problem.seqlen | problem.out_len
-    pointers: list[int] = []
-    strides: list[int] = []
-    for array in (u, in_gate, out_gate, out):
-        if array is None:
-            pointers.append(0)
-            strides += (0, 0)
-        else:
-            batch_stride, channel_stride = row_strides(array)
-            pointers.append(array.ptr)
-            strides += (batch_stride, channel_stride)
-            bits |= array.ptr // item | batch_stride | channel_stride
+    bits = (rows.bits | u.ptr | gates[0] | gates[1] | out.ptr) & 15
     is_prepared = isinstance(filt, FilterSpectrum)
-    key = (problem, u.device, bits & 1 == 0, bits * item & 15 == 0, is_prepared)
-    launcher = _launchers.get(key) or _new_launcher(key)
-    skip_ptr, skip_is_float = (0, 1) if skip is None else (skip.ptr, int(skip.dtype == "float32"))
+    known = rows.known.get((bits, is_prepared))
+    if known is None:
+        is_vector = bits & (2 * ITEM_BYTES[problem.dtype] - 1) == 0
+        launcher = _new_launcher((problem, u.device, is_vector, bits == 0, is_prepared))
+        known = rows.known[bits, is_prepared] = launcher, _constants(launcher, rows, launcher.plan.channel_group)
+    launcher, constants = known
+    skip_ptr = 0 if skip is None else skip.ptr
     if isinstance(filt, FilterSpectrum):
-        _launch_forward(launcher, pointers, strides, filt.ptr, skip_ptr, skip_is_float, problem.channels, stream)
-        return
+        _launch_forward(launcher, pointers, filt.ptr, skip_ptr, constants, stream)
+        return rows
     if workspace is None:
         _, workspace = arrays.empty(u, (launcher.plan.workspace_bytes // 4,), "float32", stream)
     group = launcher.plan.channel_group
-    skip_bytes = 4 if skip_is_float else item
     for first in range(0, problem.channels, group):
         channels = min(group, problem.channels - first)
+        if channels < group:
+            constants = _constants(launcher, rows, channels)
+        is_early = False
         if first == 0 or not problem.shared_filter:
             launch_filter(
                 launcher.filter, launcher.plan, filt, launcher.twiddles, workspace.ptr, first, channels, stream
             )
+            is_early = launcher.plan.limits.has_dependent_launch
+        item = ITEM_BYTES[problem.dtype]
         group_pointers = [
-            pointer and pointer + first * stride * item for pointer, stride in zip(pointers, strides[1::2], strict=True)
+            pointer and pointer + first * stride * item
+            for pointer, stride in zip(pointers, rows.strides[1::2], strict=True)
         ]
-        group_skip = skip_ptr and skip_ptr + first * skip_bytes
-        _launch_forward(launcher, group_pointers, strides, workspace.ptr, group_skip, skip_is_float, channels, stream)
+        group_skip = skip_ptr and skip_ptr + first * (4 if rows.skip_is_float else item)
+        _launch_forward(launcher, group_pointers, workspace.ptr, group_skip, constants, stream, is_early)
+    return rows
 
 
 def prepare(problem: Problem, k: ArrayView, stream: int) -> tuple[Any, ArrayView]:
@@ -233,6 +224,24 @@ def describe(spec: KernelSpec, limits: ArchLimits) -> str:
     return f"{limits.arch} fft_size={spec.fft_size} {spec.entry}: {flags}"
 
 
+def rows_of(
+    problem: Problem,
+    u: ArrayView,
+    in_gate: ArrayView | None,
+    out_gate: ArrayView | None,
+    skip: ArrayView | None,
+    out: ArrayView,
+) -> Rows:
+    """Return what calls with arrays of these shapes, strides and dtypes have in common."""
+    bits = problem.seqlen | problem.out_len
+    strides: list[int] = []
+    for array in (u, in_gate or u, out_gate, out):
+        pair = (0, 0) if array is None else row_strides(array)
+        strides += pair
+        bits |= pair[0] | pair[1]
+    return Rows(tuple(strides), bits * ITEM_BYTES[problem.dtype], skip is None or skip.dtype == "float32")
+
+
 def row_strides(array: ArrayView) -> tuple[int, int]:
     """Return batch and channel stride of an array of 1 to 3 axes; that of an axis of one does not matter."""
     shape, strides = array.shape, array.strides
@@ -263,14 +272,8 @@ def _new_launcher(key: tuple[Problem, int, bool, bool, bool]) -> _Launcher:
         forward=loads[0].result(),
         filter=loads[1].result(),
         twiddles=device_table(config, made.strategy == "paired", device),
+        grid=made.grid,
         threads=config.threads,
-        spectrum_stride=0 if problem.shared_filter else config.points // 2,
-        sizes=(
-            *(problem.seqlen, problem.out_len, made.log2_batch_slots),
-            *made.turns,
-            *(int(problem.in_gate), int(problem.out_gate)),
-        ),
-        scale=1.0 / config.points,
     )
     with _lock:
         if len(_launchers) >= _REMEMBERED:
@@ -287,53 +290,52 @@ def device_table(config: BlockConfig, is_paired: bool, device: int) -> int:
         return int(_tables[key].data.ptr)
 
 
+def _constants(launcher: _Launcher, rows: Rows, channels: int) -> tuple[float, ...]:
+    """Return the arguments of the fused kernel for so many channels that are no addresses, in their order."""
+    problem, made = launcher.plan.problem, launcher.plan
+    return (
+        *rows.strides,
+        0 if problem.shared_filter else made.config.points // 2,
+        *(problem.batch, channels, problem.seqlen, problem.out_len, made.log2_batch_slots),
+        *made.turns,
+        *(int(problem.in_gate), int(problem.out_gate), int(rows.skip_is_float)),
+        1.0 / made.config.points,
+        0,
+    )
+
+
 def _launch_forward(
     launcher: _Launcher,
     pointers: Sequence[int],
-    strides: Sequence[int],
     spectrum: int,
     skip: int,
-    skip_is_float: int,
-    channels: int,
+    constants: tuple[float, ...],
     stream: int,
+    is_early: bool = False,
 ) -> None:
     """Launch the fused kernel on some channels.
 
     Args:
         launcher: the configuration.
         pointers: addresses of u, in_gate, out_gate and y at the first channel; 0 for a gate that is absent.
-        strides: batch and channel stride of each.
         spectrum: address of the first channel's spectrum.
         skip: address of the first channel's skip, or 0.
-        skip_is_float: the skip is float32, not of the dtype of u.
-        channels: number of channels.
+        constants: see `_constants`.
         stream: handle of the stream.
+        is_early: the kernel may start while the filter's, launched before it, runs: it waits for the spectrum itself.
     """
     u, in_gate, out_gate, y = pointers
-    arguments = _arguments
+    arguments, twiddles = _arguments, launcher.twiddles
     params = arguments.forward
-    _pack_forward(
-        params,
-        0,
-        # A gate that is absent has an address that can be read: that of u, or a row of the spectrum over and over.
-        *(u, in_gate or u, out_gate or spectrum, y, spectrum, launcher.twiddles, skip),
-        *strides[:2],
-        *(strides[2:4] if in_gate else strides[:2]),
-        *strides[4:],
-        launcher.spectrum_stride,
-        launcher.plan.problem.batch,
-        channels,
-        *launcher.sizes,
-        skip_is_float,
-        launcher.scale,
-        0,
-    )
-    launcher.forward.launch(launcher.plan.grid, launcher.threads, params, stream, arguments.address)
+    # A gate that is absent has an address that can be read: that of u, or of the twiddles, longer than any row.
+    addresses = (u, in_gate or u, out_gate or twiddles, y, spectrum, twiddles, skip)
+    _pack_forward(params, 0, *addresses, *constants)
+    launcher.forward.launch(launcher.grid, launcher.threads, params, stream, arguments.address, is_early)
 
 
 def launch_filter(
     kernel: LoadedKernel,
-    made: Plan | VjpPlan,
+    made: Plan | VjpPlan | WindowPlan | MmaPlan,
     k: ArrayView,
     twiddles: int,
     spectrum: int,

@@ -13,8 +13,9 @@ from fftconv_cupy.arrays import ArrayView
 from fftconv_cupy.blocks import CUDA_TYPES, REDUCE_COLUMNS, REDUCE_THREADS
 from fftconv_cupy.compile import LoadedKernel, load_kernel, precompile
 from fftconv_cupy.dependencies import import_nvrtc
+from fftconv_cupy.devices import device_limits
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.launch import describe, device_limits, device_table, lags_of, launch_filter, row_strides
+from fftconv_cupy.launch import describe, device_table, lags_of, launch_filter, row_strides
 from fftconv_cupy.params import BwdParams, ChunkPlan, FilterBwdParams, ReduceParams
 from fftconv_cupy.plan import GRID_YZ, block_config
 from fftconv_cupy.problem import ITEM_BYTES, Gradients, Problem, Wanted
@@ -24,7 +25,7 @@ _STORAGE_TYPES = {dtype: index for index, dtype in enumerate(CUDA_TYPES)}  # of 
 
 
 @dataclass(frozen=True, slots=True)
-class _Launcher:
+class Launcher:
     """A plan with its kernels loaded on a device; those that it does not launch are None."""
 
     plan: VjpPlan
@@ -33,16 +34,17 @@ class _Launcher:
     filter_backward: LoadedKernel | None
     reduce: LoadedKernel | None
     twiddles: int
+    backward_twiddles: int
 
 
 _Key = tuple[Problem, Wanted, int, bool, bool]
-_launchers: dict[_Key, _Launcher] = {}
+_launchers: dict[_Key, Launcher] = {}
 _lock = threading.Lock()
 _REMEMBERED = 4096  # configurations; beyond, the look-up starts anew
 
 
 @dataclass(slots=True)
-class _Call:
+class VjpCall:
     """The addresses of one call: of u, in_gate, out_gate, dy and the gradients of the first three, and the rest."""
 
     pointers: list[int]
@@ -124,7 +126,7 @@ def run_vjp(
     if workspace is None and launcher.plan.workspace_bytes:
         _, workspace = arrays.empty(u, (launcher.plan.workspace_bytes // 4,), "float32", stream)
     memory = 0 if workspace is None else workspace.ptr
-    call = _Call(
+    call = VjpCall(
         pointers,
         strides,
         filt.ptr if isinstance(filt, FilterSpectrum) else memory + launcher.plan.workspace.spectrum,
@@ -142,7 +144,7 @@ def run_vjp(
             launch_filter(launcher.filter, made, filt, launcher.twiddles, call.spectrum, first, channels, stream)
         _run_group(launcher, call, first, channels)
     if problem.shared_filter and wanted.k:
-        _launch_filter_backward(launcher, call, made.workspace.total, 1, 1, call.dk, 0, 1)
+        launch_filter_backward(launcher, call, made.workspace.total, 1, 1, call.dk, 0, 1)
 
 
 def warm_vjp(problem: Problem, wanted: Wanted, archs: Sequence[str] | None = None) -> list[str]:
@@ -169,7 +171,7 @@ def warm_vjp(problem: Problem, wanted: Wanted, archs: Sequence[str] | None = Non
     return list(dict.fromkeys(lines))
 
 
-def _new_launcher(key: _Key) -> _Launcher:
+def _new_launcher(key: _Key) -> Launcher:
     """Plan and load (or look up) the kernels of a configuration."""
     with _lock:
         known = _launchers.get(key)
@@ -184,13 +186,14 @@ def _new_launcher(key: _Key) -> _Launcher:
             for spec, shared_bytes in made.kernels
         }
     loaded = {spec: load.result() for spec, load in loads.items()}
-    launcher = _Launcher(
+    launcher = Launcher(
         plan=made,
         backward=loaded[made.backward],
         filter=loaded.get(made.filter),
         filter_backward=loaded.get(made.filter_backward),
         reduce=loaded.get(made.reduce),
         twiddles=device_table(made.config, False, device),
+        backward_twiddles=device_table(made.backward_config, False, device),
     )
     with _lock:
         if len(_launchers) >= _REMEMBERED:
@@ -198,13 +201,19 @@ def _new_launcher(key: _Key) -> _Launcher:
         return _launchers.setdefault(key, launcher)
 
 
-def _run_group(launcher: _Launcher, call: _Call, first: int, channels: int) -> None:
+def _run_group(launcher: Launcher, call: VjpCall, first: int, channels: int) -> None:
     """Launch what computes the gradients of `channels` channels from `first` on."""
     made = launcher.plan
-    problem, wanted = made.problem, made.wanted
     # As the plan has dealt them out; the last group may have fewer channels.
     chunks = replace(made.chunks, groups=-(-channels // made.group_channels))
     _launch_backward(launcher, call, first, channels, chunks)
+    finish_sums(launcher, call, first, channels, chunks)
+
+
+def finish_sums(launcher: Launcher, call: VjpCall, first: int, channels: int, chunks: Chunks) -> None:
+    """Turn what the blocks have summed of `channels` channels from `first` on into gradients of filters and skips."""
+    made = launcher.plan
+    problem, wanted = made.problem, made.wanted
     if not made.variant.has_sum:
         return
     sums, group_chunks, group_channels = made.workspace.sums, chunks.group_chunks, made.group_channels
@@ -215,16 +224,16 @@ def _run_group(launcher: _Launcher, call: _Call, first: int, channels: int) -> N
     d_skip = call.d_skip and call.d_skip + first * skip_item
     if not problem.shared_filter:
         dk = call.dk and call.dk + first * problem.filter_len * ITEM_BYTES[problem.filter_dtype]
-        _launch_filter_backward(launcher, call, sums, group_chunks, group_channels, dk, d_skip, channels)
+        launch_filter_backward(launcher, call, sums, group_chunks, group_channels, dk, d_skip, channels)
         return
     if d_skip:
-        _launch_filter_backward(launcher, call, sums, group_chunks, group_channels, 0, d_skip, channels)
+        launch_filter_backward(launcher, call, sums, group_chunks, group_channels, 0, d_skip, channels)
     if wanted.k:
         # The sums of the channels, as if they were chunks of one.
         _launch_reduce(launcher, call, sums, made.workspace.total, channels, 1, 1, is_added=first > 0)
 
 
-def _launch_backward(launcher: _Launcher, call: _Call, first: int, channels: int, chunks: Chunks) -> None:
+def _launch_backward(launcher: Launcher, call: VjpCall, first: int, channels: int, chunks: Chunks) -> None:
     made = launcher.plan
     problem, points = made.problem, made.config.points
     item = ITEM_BYTES[problem.dtype]
@@ -237,7 +246,7 @@ def _launch_backward(launcher: _Launcher, call: _Call, first: int, channels: int
     params = BwdParams(
         *pointers,
         call.spectrum + spectrum_offset,
-        launcher.twiddles,
+        launcher.backward_twiddles,
         call.skip and call.skip + first * (4 if call.skip_is_float else item),
         call.workspace + made.workspace.sums,
         call.workspace + made.workspace.stash,
@@ -256,12 +265,14 @@ def _launch_backward(launcher: _Launcher, call: _Call, first: int, channels: int
         1.0 / points,
         0,
     )
-    launcher.backward.launch((min(chunks.blocks, chunks.count), 1, 1), made.config.threads, params, call.stream)
+    config = made.backward_config
+    blocks = min(chunks.blocks, chunks.count) * config.cluster_blocks
+    launcher.backward.launch((blocks, 1, 1), config.threads, params, call.stream)
 
 
 def _launch_reduce(
-    launcher: _Launcher,
-    call: _Call,
+    launcher: Launcher,
+    call: VjpCall,
     sums: int,
     out: int,
     group_chunks: int,
@@ -279,9 +290,9 @@ def _launch_reduce(
     launcher.reduce.launch(grid, REDUCE_THREADS, params, call.stream)  # type: ignore[union-attr]
 
 
-def _launch_filter_backward(
-    launcher: _Launcher,
-    call: _Call,
+def launch_filter_backward(
+    launcher: Launcher,
+    call: VjpCall,
     sums: int,
     group_chunks: int,
     group_channels: int,

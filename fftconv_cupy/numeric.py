@@ -8,6 +8,7 @@ one. A result of zeros has error 1, a shifted or conjugated one about 1.4; no ab
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,13 @@ ROW_OUTPUTS = 1024
 """Rows with at least this many outputs are judged one by one: in shorter rows rounding does not average out."""
 
 _ROUNDING_FACTOR = 1.2
+_LONG_ROUNDING_FACTOR = 2.0  # rows that outgrow a block are rounded to 16 bits between their passes too
 _ROUNDING_SLACK = 1e-6
+# By precision below "highest": float16 results may err by the first, bfloat16 ones by the second times their rounding.
+_MMA_BOUNDS = {"high": (6e-4, 1.1), "medium": (1.1e-3, 1.2)}
 _FLOAT32_BOUND = 1e-6
 _FLOAT32_LONG_BOUND = 2e-6
-_FLOAT32_LONG_FFT_SIZE = 32768
+_LONG_FFT_SIZE = 32768
 _FLOAT64_BOUND = 1e-13
 _SUM_BOUND = 1e-5
 _FLOAT64_SUM_BOUND = 1e-12
@@ -61,20 +65,25 @@ def rounding_error(y64: NDArray[np.float64], dtype: str) -> float:
         return relative_error(y64.astype(NUMPY_DTYPES[dtype]), y64)
 
 
-def bound(y64: NDArray[np.float64], dtype: str, *, fft_size: int = 0) -> float:
+def bound(y64: NDArray[np.float64], dtype: str, *, fft_size: int = 0, precision: str = "highest") -> float:
     """Return the largest error allowed for a result of ``dtype``.
 
     Args:
         y64: the float64 result, whole or one row of it.
         dtype: dtype of the result: float16 and bfloat16 may err by 1.2 times their own rounding, float32 by 1e-6.
-        fft_size: real points of the transform; float32 results of more than 32768 points may err by 2e-6.
+        fft_size: real points of the transform; of more than 32768 points 16-bit results may err by 2 times their
+            rounding, float32 ones by 2e-6.
+        precision: of the arithmetic. Below "highest", float16 results of many points may err by 6e-4 ("high") or 1.1e-3
+            ("medium"), and bfloat16 ones by 1.1 or 1.2 times their rounding.
     """
     if dtype in ("float16", "bfloat16"):
-        return _ROUNDING_FACTOR * rounding_error(y64, dtype) + _ROUNDING_SLACK
+        return float(_rounded_bound(rounding_error(y64, dtype), dtype, fft_size, precision))
     return _fixed_bound(dtype, fft_size)
 
 
-def compare(y: NDArray[np.generic], y64: NDArray[np.float64], dtype: str, *, fft_size: int = 0) -> Agreement:
+def compare(
+    y: NDArray[np.generic], y64: NDArray[np.float64], dtype: str, *, fft_size: int = 0, precision: str = "highest"
+) -> Agreement:
     """Compare a result with float64, as a whole and row by row, and return where it is worst against its bound.
 
     Args:
@@ -82,15 +91,16 @@ def compare(y: NDArray[np.generic], y64: NDArray[np.float64], dtype: str, *, fft
         y64: the float64 result, same shape.
         dtype: dtype whose rounding the bound allows for, normally that of ``y``.
         fft_size: real points of the transform, see `bound`.
+        precision: of the arithmetic, see `bound`.
     """
-    whole = Agreement(relative_error(y, y64), bound(y64, dtype, fft_size=fft_size))
+    whole = Agreement(relative_error(y, y64), bound(y64, dtype, fft_size=fft_size, precision=precision))
     if y64.ndim < 2 or y64.shape[-1] < ROW_OUTPUTS or not y64.size:
         return whole
     errors = _ratio(*_square_sums(y, y64, rows=True))
     if dtype in ("float16", "bfloat16"):
         with np.errstate(over="ignore"):
             rounded = y64.astype(NUMPY_DTYPES[dtype])
-        bounds = _ROUNDING_FACTOR * _ratio(*_square_sums(rounded, y64, rows=True)) + _ROUNDING_SLACK
+        bounds = _rounded_bound(_ratio(*_square_sums(rounded, y64, rows=True)), dtype, fft_size, precision)
     else:
         bounds = np.full_like(errors, _fixed_bound(dtype, fft_size))
     excess = errors / bounds
@@ -116,10 +126,20 @@ def compare_sum(y: NDArray[np.generic], y64: NDArray[np.float64], dtype: str) ->
     return Agreement(relative_error(y, y64), allowed)
 
 
+def _rounded_bound(rounding: Any, dtype: str, fft_size: int, precision: str) -> Any:
+    """Return the bound of 16-bit results whose own rounding errs by `rounding`, a number or an array."""
+    if precision == "highest":
+        factor = _LONG_ROUNDING_FACTOR if fft_size > _LONG_FFT_SIZE else _ROUNDING_FACTOR
+        return factor * rounding + _ROUNDING_SLACK
+    fixed, factor = _MMA_BOUNDS[precision]
+    # Of few points the rounding may be larger than it is of many.
+    return np.maximum(fixed, 2.5 * rounding) if dtype == "float16" else factor * rounding + _ROUNDING_SLACK
+
+
 def _fixed_bound(dtype: str, fft_size: int) -> float:
     if dtype == "float64":
         return _FLOAT64_BOUND
-    return _FLOAT32_LONG_BOUND if fft_size > _FLOAT32_LONG_FFT_SIZE else _FLOAT32_BOUND
+    return _FLOAT32_LONG_BOUND if fft_size > _LONG_FFT_SIZE else _FLOAT32_BOUND
 
 
 def _square_sums(

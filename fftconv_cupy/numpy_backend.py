@@ -27,6 +27,8 @@ def transform_points(problem: Problem) -> int:
     circular convolution takes its period N; but where N >= 2 L - 1 no lag between two points of a row wraps onto
     another, and 2 L - 1 points rounded up will do, however large N is.
     """
+    if problem.initial_state:  # its points come first, and their outputs may be hit by wrapped terms
+        return _next_power_of_two(problem.seqlen + problem.filter_len - 1)
     if problem.mode != "circular":
         return _next_power_of_two(needed_fft_size(problem.mode, problem.seqlen, problem.filter_len))
     if problem.fft_size < 2 * problem.seqlen - 1:
@@ -64,6 +66,7 @@ def convolve(
     out_gate: Array | None,
     skip: Array | None,
     out: Array,
+    initial_state: Array | None = None,
 ) -> None:
     """Fill `out` with ``out_gate * (conv(in_gate * u, k) + skip * (in_gate * u))``.
 
@@ -75,6 +78,7 @@ def convolve(
         out_gate: (B, H, outputs) or None.
         skip: (H,) or None.
         out: (B, H, outputs), written in its own dtype. Must share no memory with the inputs.
+        initial_state: (B, H, K - 1) or None.
     """
     points = transform_points(problem)
     with expected_errors():
@@ -84,10 +88,21 @@ def convolve(
             for batch in batches:
                 group = (batch, channels)
                 x = _product(u, in_gate, group)
-                y = _outputs(problem, _rfft(x, points) * h, x, skip, channels)
+                before = _with_state(problem, x, initial_state, (batch, channels))
+                y = _outputs(problem, _rfft(before, points) * h, x, skip, channels)
                 if out_gate is not None:
                     y *= out_gate[group].astype(np.float64)
-                _store(out, group, y)
+                store(out, group, y)
+
+
+def final_state(problem: Problem, u: Array, in_gate: Array | None, initial_state: Array | None, out: Array) -> None:
+    """Fill `out`, (B, H, K - 1), with the last gated inputs of each row, after those of the state before it."""
+    state_len = problem.filter_len - 1
+    fresh = min(state_len, problem.seqlen)
+    group = (slice(None), slice(None), slice(problem.seqlen - fresh, None))
+    with expected_errors():
+        out[..., state_len - fresh :] = _product(u, in_gate, group)
+    out[..., : state_len - fresh] = 0 if initial_state is None else initial_state[..., fresh:]
 
 
 def vjp(
@@ -99,6 +114,9 @@ def vjp(
     out_gate: Array | None,
     skip: Array | None,
     grads: Gradients,
+    initial_state: Array | None = None,
+    d_final_state: Array | None = None,
+    d_initial_state: Array | None = None,
 ) -> None:
     """Fill `grads` with the gradients of ``sum(dy * y)``, where ``y`` is what `convolve` computes.
 
@@ -114,9 +132,12 @@ def vjp(
         out_gate: (B, H, outputs) or None.
         skip: (H,) or None.
         grads: arrays with the shapes of the arguments, written in their own dtypes; what is None is not computed.
+        initial_state: (B, H, K - 1) or None.
+        d_final_state: the gradient of the final state, likewise.
+        d_initial_state: as `grads`, for the gradient of the initial state.
     """
     points = transform_points(problem)
-    needs_filter = not (grads.u is None and grads.in_gate is None and grads.out_gate is None)
+    needs_filter = any(grad is not None for grad in (grads.u, grads.in_gate, grads.out_gate, d_initial_state))
     with expected_errors():
         if needs_filter:
             filt = _prepared_once(problem, filt)
@@ -127,20 +148,23 @@ def vjp(
             filter_sum = np.zeros((count, points // 2 + 1), np.complex128)
             skip_sum = np.zeros(count)
             for batch in batches:
-                rows = _Rows(problem, (batch, channels), h, dy, u, in_gate, out_gate, skip)
+                group = (batch, channels)
+                rows = _Rows(problem, group, h, dy, u, in_gate, out_gate, skip, initial_state, d_final_state)
                 rows.fill(grads)
+                if d_initial_state is not None:
+                    store(d_initial_state, group, rows.state_gradient)
                 if grads.k is not None:
                     filter_sum += rows.filter_term()
                 if grads.skip is not None:
                     skip_sum += rows.skip_term()
             if grads.skip is not None:
-                _store(grads.skip, channels, skip_sum)
+                store(grads.skip, channels, skip_sum)
             if grads.k is not None and problem.shared_filter:
                 shared_sum += filter_sum.sum(axis=0)
             elif grads.k is not None:
-                _store(grads.k, channels, _tap_gradients(problem, filter_sum))
+                store(grads.k, channels, _tap_gradients(problem, filter_sum))
         if grads.k is not None and problem.shared_filter:
-            _store(grads.k, slice(None), _tap_gradients(problem, shared_sum))
+            store(grads.k, slice(None), _tap_gradients(problem, shared_sum))
 
 
 class _Rows:
@@ -156,11 +180,14 @@ class _Rows:
         in_gate: Array | None,
         out_gate: Array | None,
         skip: Array | None,
+        initial_state: Array | None,
+        d_final_state: Array | None,
     ) -> None:
         self._problem, self._group = problem, group
         self._points = transform_points(problem)
         self._h, self._dy, self._u = h, dy, u
         self._in_gate, self._out_gate, self._skip = in_gate, out_gate, skip
+        self._initial_state, self._d_final_state = initial_state, d_final_state
 
     @cached_property
     def _x(self) -> Array:
@@ -173,32 +200,46 @@ class _Rows:
 
     @cached_property
     def _x_spectrum(self) -> Array:
-        return _rfft(self._x, self._points)
+        return _rfft(_with_state(self._problem, self._x, self._initial_state, self._group), self._points)
 
     @cached_property
     def _g_spectrum(self) -> Array:
-        return _rfft(_placed(self._problem, self._g), self._points)
+        placed = _with_state(self._problem, _placed(self._problem, self._g), None, self._group)
+        return _rfft(placed, self._points)
+
+    @cached_property
+    def _dx_with_state(self) -> Array:
+        """The gradient after the input gate, of the points of the initial state too."""
+        length = _state_len(self._problem) + self._problem.seqlen
+        dx: Array = np.fft.irfft(self._g_spectrum * np.conj(self._h), self._points)[..., :length]
+        if self._d_final_state is not None:
+            dx[..., self._problem.seqlen :] += self._d_final_state[self._group].astype(np.float64)
+        return dx
 
     @cached_property
     def _dx(self) -> Array:
         """The gradient after the input gate."""
-        seqlen = self._problem.seqlen
-        dx: Array = np.fft.irfft(self._g_spectrum * np.conj(self._h), self._points)[..., :seqlen]
+        dx = self._dx_with_state[..., _state_len(self._problem) :]
         if self._skip is not None:
-            dx += self._skip[self._group[1], None].astype(np.float64) * self._g[..., :seqlen]
+            dx = dx + self._skip[self._group[1], None].astype(np.float64) * self._g[..., : dx.shape[-1]]
         return dx
+
+    @property
+    def state_gradient(self) -> Array:
+        """The gradient of the initial state."""
+        return self._dx_with_state[..., : _state_len(self._problem)]
 
     def fill(self, grads: Gradients) -> None:
         """Write these rows of the gradients that have them."""
         group = self._group
         if grads.u is not None:
             dx = self._dx
-            _store(grads.u, group, dx if self._in_gate is None else dx * self._in_gate[group].astype(np.float64))
+            store(grads.u, group, dx if self._in_gate is None else dx * self._in_gate[group].astype(np.float64))
         if grads.in_gate is not None:
-            _store(grads.in_gate, group, self._dx * self._u[group].astype(np.float64))
+            store(grads.in_gate, group, self._dx * self._u[group].astype(np.float64))
         if grads.out_gate is not None:
             z = _outputs(self._problem, self._x_spectrum * self._h, self._x, self._skip, group[1])
-            _store(grads.out_gate, group, self._dy[group].astype(np.float64) * z)
+            store(grads.out_gate, group, self._dy[group].astype(np.float64) * z)
 
     def filter_term(self) -> Array:
         """Return the spectrum of dk, (channels, points / 2 + 1), summed over these batches."""
@@ -237,7 +278,7 @@ def _spectrum(problem: Problem, filt: Array, channels: slice) -> Array:
     return h if h.dtype.kind == "c" else filter_spectrum(problem, h)
 
 
-def _product(array: Array, gate: Array | None, group: tuple[slice, slice]) -> NDArray[np.float64]:
+def _product(array: Array, gate: Array | None, group: tuple[slice, ...]) -> NDArray[np.float64]:
     """Return rows in float64, times their gate."""
     rows: NDArray[np.float64] = array[group].astype(np.float64)
     if gate is not None:
@@ -247,7 +288,7 @@ def _product(array: Array, gate: Array | None, group: tuple[slice, slice]) -> ND
 
 def _outputs(problem: Problem, spectrum: Array, x: Array, skip: Array | None, channels: slice) -> NDArray[np.float64]:
     """Return the rows before the output gate, from the spectrum of the convolution and the gated input."""
-    y = _wanted(problem, np.fft.irfft(spectrum, transform_points(problem)))
+    y = _wanted(problem, np.fft.irfft(spectrum, transform_points(problem))[..., _state_len(problem) :])
     if skip is not None:
         y[..., : problem.seqlen] += skip[channels, None].astype(np.float64) * x
     return y
@@ -288,7 +329,20 @@ def _wanted(problem: Problem, y: NDArray[np.float64]) -> NDArray[np.float64]:
     return y[..., first : first + problem.out_len]
 
 
-def _store(out: Array, index: slice | tuple[slice, slice], y: NDArray[np.float64]) -> None:
+def _state_len(problem: Problem) -> int:
+    """Return how many points come before the first one of a row."""
+    return problem.filter_len - 1 if problem.initial_state else 0
+
+
+def _with_state(problem: Problem, x: Array, state: Array | None, group: tuple[slice, slice]) -> Array:
+    """Return rows after the points that came before them where such matter, zeros where there is no state."""
+    if not problem.initial_state:
+        return x
+    before = np.zeros((*x.shape[:-1], _state_len(problem))) if state is None else state[group].astype(np.float64)
+    return np.concatenate([before, x], axis=-1)
+
+
+def store(out: Array, index: slice | tuple[slice, ...], y: NDArray[np.float64]) -> None:
     """Write `y` in the dtype of `out`, rounded once."""
     out[index] = _to_bfloat16(y) if out.dtype == ml_dtypes.bfloat16 else y
 

@@ -44,6 +44,46 @@ class FwdParams(ctypes.Structure):
     )
 
 
+class WindowsParams(ctypes.Structure):
+    """`fftconv::WindowsParams` of kernels/params.cuh."""
+
+    _fields_ = (
+        ("u", ctypes.c_void_p),
+        ("in_gate", ctypes.c_void_p),
+        ("out_gate", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("state", ctypes.c_void_p),
+        ("spectrum", ctypes.c_void_p),
+        ("twiddles", ctypes.c_void_p),
+        ("skip", ctypes.c_void_p),
+        ("u_batch_stride", ctypes.c_longlong),
+        ("u_channel_stride", ctypes.c_longlong),
+        ("in_gate_batch_stride", ctypes.c_longlong),
+        ("in_gate_channel_stride", ctypes.c_longlong),
+        ("out_gate_batch_stride", ctypes.c_longlong),
+        ("out_gate_channel_stride", ctypes.c_longlong),
+        ("y_batch_stride", ctypes.c_longlong),
+        ("y_channel_stride", ctypes.c_longlong),
+        ("state_batch_stride", ctypes.c_longlong),
+        ("state_channel_stride", ctypes.c_longlong),
+        ("spectrum_stride", ctypes.c_longlong),
+        ("batch", ctypes.c_int),
+        ("channels", ctypes.c_int),
+        ("in_len", ctypes.c_int),
+        ("out_len", ctypes.c_int),
+        ("state_len", ctypes.c_int),
+        ("window_count", ctypes.c_int),
+        ("window_step", ctypes.c_int),
+        ("window_lead", ctypes.c_int),
+        ("window_origin", ctypes.c_int),
+        ("window_period", ctypes.c_int),
+        ("has_in_gate", ctypes.c_int),
+        ("has_out_gate", ctypes.c_int),
+        ("skip_is_float", ctypes.c_int),
+        ("skip_scale", ctypes.c_float),
+    )
+
+
 class ChunkPlan(ctypes.Structure):
     """`fftconv::ChunkPlan` of kernels/params.cuh."""
 
@@ -78,6 +118,71 @@ class BwdParams(ctypes.Structure):
         ("channels", ctypes.c_int),
         ("in_len", ctypes.c_int),
         ("out_len", ctypes.c_int),
+        ("log2_batch_slots", ctypes.c_int),
+        ("has_in_gate", ctypes.c_int),
+        ("has_out_gate", ctypes.c_int),
+        ("skip_is_float", ctypes.c_int),
+        ("skip_scale", ctypes.c_float),
+        ("zero", ctypes.c_int),
+    )
+
+
+class StateParams(ctypes.Structure):
+    """`fftconv::StateParams` of kernels/params.cuh."""
+
+    _fields_ = (
+        ("u", ctypes.c_void_p),
+        ("in_gate", ctypes.c_void_p),
+        ("initial", ctypes.c_void_p),
+        ("final", ctypes.c_void_p),
+        ("strides", ctypes.c_longlong * 6),  # batch and channel stride of each of the first three arrays
+        ("batch", ctypes.c_int),
+        ("channels", ctypes.c_int),
+        ("in_len", ctypes.c_int),
+        ("state_len", ctypes.c_int),
+    )
+
+
+class Windows(ctypes.Structure):
+    """`fftconv::Windows` of kernels/params.cuh."""
+
+    _fields_ = (
+        ("count", ctypes.c_int),
+        ("step", ctypes.c_int),
+        ("lead", ctypes.c_int),
+        ("origin", ctypes.c_int),
+        ("period", ctypes.c_int),
+    )
+
+
+class WindowsBwdParams(ctypes.Structure):
+    """`fftconv::WindowsBwdParams` of kernels/params.cuh."""
+
+    _fields_ = (
+        ("u", ctypes.c_void_p),
+        ("in_gate", ctypes.c_void_p),
+        ("out_gate", ctypes.c_void_p),
+        ("dy", ctypes.c_void_p),
+        ("du", ctypes.c_void_p),
+        ("d_in_gate", ctypes.c_void_p),
+        ("state", ctypes.c_void_p),
+        ("d_final", ctypes.c_void_p),
+        ("d_state", ctypes.c_void_p),
+        ("spectrum", ctypes.c_void_p),
+        ("twiddles", ctypes.c_void_p),
+        ("skip", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
+        ("stash", ctypes.c_void_p),
+        ("strides", ctypes.c_longlong * 18),  # batch and channel stride of each of the first nine arrays
+        ("spectrum_stride", ctypes.c_longlong),
+        ("chunk_count", ctypes.c_longlong),
+        ("chunks", ChunkPlan),
+        ("batch", ctypes.c_int),
+        ("channels", ctypes.c_int),
+        ("in_len", ctypes.c_int),
+        ("out_len", ctypes.c_int),
+        ("state_len", ctypes.c_int),
+        ("windows", Windows),
         ("log2_batch_slots", ctypes.c_int),
         ("has_in_gate", ctypes.c_int),
         ("has_out_gate", ctypes.c_int),

@@ -7,6 +7,7 @@ plan can be made and printed without a GPU.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NoReturn
 
 from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.blocks import (
@@ -28,7 +29,8 @@ from fftconv_cupy.source import KernelSpec
 
 # A call takes at most 64 MiB above inputs and output; the twiddle tables, made once, have their share of it.
 WORKSPACE_LIMIT = 63 << 20
-_LARGEST_AXIS = 1 << 30  # sums of two lengths and of a row index and a block's slots stay within an int
+LARGEST_AXIS = 1 << 30  # sums of two lengths and of a row index and a block's slots stay within an int
+LARGEST_FFT_SIZE = 1 << 24
 GRID_YZ = 65535  # CUDA's limit for the second and third dimension of a grid
 
 
@@ -99,13 +101,9 @@ class Plan:
     def __str__(self) -> str:
         """Return the plan in words, one fact a line."""
         problem, config = self.problem, self.config
-        flags = [name for name, on in (("in_gate", problem.in_gate), ("out_gate", problem.out_gate)) if on]
-        flags += ["skip"] * problem.skip
         radices = " x ".join(str(1 << log2) for log2 in config.log2_radices)
         lines = [
-            f"fftconv {problem.mode}: u ({problem.batch}, {problem.channels}, {problem.seqlen}) {problem.dtype}, "
-            f"k ({'' if problem.shared_filter else f'{problem.channels}, '}{problem.filter_len}) "
-            f"{problem.filter_dtype}{', ' + ' + '.join(flags) if flags else ''} on {self.limits.arch}",
+            problem_line(problem, self.limits),
             f"  FFT size        {problem.fft_size} real points",
             f"  transform       {config.points} complex points = {radices}, {self.strategy}",
             f"  passes          1 over global memory, {len(config.log2_radices)} in the block each way",
@@ -116,6 +114,17 @@ class Plan:
             f"  workspace       {self.workspace_bytes} bytes, {self.channel_group} channel(s) a group",
         ]
         return "\n".join(lines + [f"  why             {reason}" for reason in self.reasons])
+
+
+def problem_line(problem: Problem, limits: ArchLimits) -> str:
+    """Return what is computed, as the first line of a plan."""
+    flags = [name for name, on in (("in_gate", problem.in_gate), ("out_gate", problem.out_gate)) if on]
+    flags += ["skip"] * problem.skip
+    return (
+        f"fftconv {problem.mode}: u ({problem.batch}, {problem.channels}, {problem.seqlen}) {problem.dtype}, "
+        f"k ({'' if problem.shared_filter else f'{problem.channels}, '}{problem.filter_len}) "
+        f"{problem.filter_dtype}{', ' + ' + '.join(flags) if flags else ''} on {limits.arch}"
+    )
 
 
 def max_points(limits: ArchLimits) -> int:
@@ -142,13 +151,18 @@ def transform_of(problem: Problem, *, can_pair: bool = True) -> tuple[str, int]:
     return "linear", (needed + 1) // 2
 
 
-def block_config(problem: Problem, limits: ArchLimits, *, can_pair: bool = True) -> tuple[str, BlockConfig]:
-    """Return the strategy and the block configuration of a problem.
+def fits_block(problem: Problem, limits: ArchLimits, *, can_pair: bool = True) -> bool:
+    """Return whether one block of the GPU can hold the transform of a problem."""
+    return transform_of(problem, can_pair=can_pair)[1] <= max_points(limits)
+
+
+def check_sizes(problem: Problem) -> None:
+    """Refuse what is too large for every GPU.
 
     Raises:
-        UnsupportedProblemError: the transform does not fit one block of this GPU, or an axis reaches 2^30.
+        UnsupportedProblemError: an axis reaches 2^30, or the transform exceeds `LARGEST_FFT_SIZE`.
     """
-    if max(problem.batch, problem.channels, problem.seqlen, problem.filter_len) >= _LARGEST_AXIS:
+    if max(problem.batch, problem.channels, problem.seqlen, problem.filter_len) >= LARGEST_AXIS:
         raise UnsupportedProblemError(
             message(
                 "shape",
@@ -157,18 +171,33 @@ def block_config(problem: Problem, limits: ArchLimits, *, can_pair: bool = True)
                 do="Split the arrays.",
             )
         )
+    least = transform_of(problem, can_pair=False)[1]
+    if max(2 * least, problem.fft_size) > LARGEST_FFT_SIZE:
+        _refuse_size(problem, "", LARGEST_FFT_SIZE // 2)
+
+
+def block_config(problem: Problem, limits: ArchLimits, *, can_pair: bool = True) -> tuple[str, BlockConfig]:
+    """Return the strategy and the block configuration of a problem.
+
+    Raises:
+        UnsupportedProblemError: the transform does not fit one block of this GPU, or see `check_sizes`.
+    """
+    check_sizes(problem)
     strategy, least = transform_of(problem, can_pair=can_pair)
-    largest = max_points(limits)
-    if least > largest or problem.fft_size > 2 * largest:
-        raise UnsupportedProblemError(
-            message(
-                "FFT size",
-                got=f"{problem.fft_size} for {problem.mode!r} with L = {problem.seqlen} and K = {problem.filter_len}",
-                allowed=f"on {limits.arch} up to {2 * largest} in linear modes, and L up to {largest} in 'circular'",
-                do="Shorten the row or the filter, or split the row into overlapping parts.",
-            )
-        )
+    if least > max_points(limits):
+        _refuse_size(problem, f"in one block of {limits.arch} ", max_points(limits))
     return strategy, next(config for config in fitting_configs(limits) if config.points >= least)
+
+
+def _refuse_size(problem: Problem, where: str, points: int) -> NoReturn:
+    raise UnsupportedProblemError(
+        message(
+            "FFT size",
+            got=f"{problem.fft_size} for {problem.mode!r} with L = {problem.seqlen} and K = {problem.filter_len}",
+            allowed=f"{where}up to {2 * points} in linear modes, and L up to {points} in 'circular'",
+            do="Shorten the row or the filter, or split the row into overlapping parts.",
+        )
+    )
 
 
 def make_plan(
@@ -193,7 +222,7 @@ def make_plan(
     slots = min(config.rows, 1 << max(0, jobs - 1).bit_length())
     lags = filter_lags(problem, strategy)
     spectrum_bytes = points * COMPLEX_BYTES
-    group = _channel_group(problem, spectrum_bytes, is_prepared)
+    group = channel_group(problem, spectrum_bytes, is_prepared)
     groups = -(-problem.channels // group)
     channel_blocks = -(-group // (config.rows // slots))
     grid = (-(-jobs // slots), min(channel_blocks, GRID_YZ), -(-channel_blocks // GRID_YZ))
@@ -272,7 +301,7 @@ def _turns(
     return count, 1, *divmod(-(-total // count), jobs)
 
 
-def _channel_group(problem: Problem, spectrum_bytes: int, is_prepared: bool) -> int:
+def channel_group(problem: Problem, spectrum_bytes: int, is_prepared: bool) -> int:
     """Return the channels of a group: as few groups as the workspace limit allows, of about the same size."""
     if is_prepared or problem.shared_filter:
         return problem.channels

@@ -14,6 +14,7 @@ from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, message
 
 MODES = ("causal", "full", "same", "circular")
 DTYPES = ("float16", "bfloat16", "float32")
+PRECISIONS = ("highest", "high", "medium")  # each as exact as the next, or more so
 CPU_DTYPES = (*DTYPES, "float64")
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -35,6 +36,8 @@ class Problem:
         in_gate: the input is multiplied by a gate.
         out_gate: the output is multiplied by a gate.
         skip: ``skip * (in_gate * u)`` is added before the output gate.
+        initial_state: what came before the first point of a row is given.
+        precision: the least exact arithmetic that will do on a GPU, one of `PRECISIONS`; None means "highest".
     """
 
     mode: str
@@ -49,6 +52,8 @@ class Problem:
     in_gate: bool = False
     out_gate: bool = False
     skip: bool = False
+    initial_state: bool = False
+    precision: str | None = "highest"
     _hash: int = field(init=False, repr=False, compare=False, default=0)
 
     def __post_init__(self) -> None:
@@ -57,7 +62,7 @@ class Problem:
         Strings stay out of it: their hash differs between processes, and a problem may be pickled into another one.
         """
         sizes = (self.batch, self.channels, self.seqlen, self.filter_len, self.fft_size)
-        flags = (self.shared_filter, self.in_gate, self.out_gate, self.skip)
+        flags = (self.shared_filter, self.in_gate, self.out_gate, self.skip, self.initial_state)
         object.__setattr__(self, "_hash", hash(sizes + flags))
 
     def __hash__(self) -> int:
@@ -71,8 +76,9 @@ class Problem:
 
     @property
     def taps(self) -> int:
-        """Filter points that can reach the output: min(K, L) in mode "causal", else K."""
-        return min(self.filter_len, self.seqlen) if self.mode == "causal" else self.filter_len
+        """Filter points that can reach the output: min(K, L) in mode "causal" without an initial state, else K."""
+        is_cut = self.mode == "causal" and not self.initial_state
+        return min(self.filter_len, self.seqlen) if is_cut else self.filter_len
 
 
 class Wanted(NamedTuple):
@@ -95,6 +101,31 @@ class Gradients(NamedTuple):
     skip: Any = None
 
 
+class StateGradients(NamedTuple):
+    """What `fftconv_vjp` returns of a call with an initial state: the same, and the gradient of that state."""
+
+    u: Any = None
+    k: Any = None
+    in_gate: Any = None
+    out_gate: Any = None
+    skip: Any = None
+    initial_state: Any = None
+
+
+class States(NamedTuple):
+    """The views of the states of a call, float32, with the K - 1 points of a row along the last axis; None if absent.
+
+    Attributes:
+        initial: what came before the first points.
+        d_final: gradient of the final state.
+        d_initial: for the gradient of the initial one, contiguous.
+    """
+
+    initial: Any = None
+    d_final: Any = None
+    d_initial: Any = None
+
+
 def check_int(value: object, name: str, *, minimum: int) -> int:
     """Return `value` as an int of at least `minimum`.
 
@@ -114,6 +145,20 @@ def check_int(value: object, name: str, *, minimum: int) -> int:
             message(name, got=number, allowed=f"an int >= {minimum}", do=f"Pass {name} of at least {minimum}.")
         )
     return number
+
+
+def check_precision(precision: object) -> str | None:
+    """Return `precision` when it is None or one of `PRECISIONS`.
+
+    Raises:
+        InvalidTypeError: it is neither None nor a string.
+        InvalidArgumentError: it is another string.
+    """
+    if precision is None or precision in PRECISIONS:
+        return precision
+    error = InvalidArgumentError if isinstance(precision, str) else InvalidTypeError
+    allowed = ", ".join(map(repr, PRECISIONS))
+    raise error(message("precision", got=repr(precision), allowed=f"None, {allowed}", do="Pass one of these."))
 
 
 def check_mode(mode: object) -> str:
@@ -216,6 +261,8 @@ def make_problem(
     in_gate: bool = False,
     out_gate: bool = False,
     skip: bool = False,
+    initial_state: bool = False,
+    precision: object = "highest",
     dtypes: tuple[str, ...] = DTYPES,
 ) -> Problem:
     """Check every number and return the problem; the arguments are the fields of `Problem`.
@@ -233,11 +280,13 @@ def make_problem(
         in_gate: with an input gate.
         out_gate: with an output gate.
         skip: with a skip term.
+        initial_state: with what came before the first points.
+        precision: see `Problem`.
         dtypes: the names that `dtype` and `filter_dtype` may have.
 
     Raises:
         InvalidTypeError: a number that is no int, or a dtype not in `dtypes`.
-        InvalidArgumentError: a number out of range, an unknown mode, an unusable `fft_size`.
+        InvalidArgumentError: a number out of range, an unknown mode or precision, an unusable `fft_size`.
     """
     mode = check_mode(mode)
     seqlen = check_int(seqlen, "seqlen", minimum=1)
@@ -255,14 +304,16 @@ def make_problem(
         in_gate=bool(in_gate),
         out_gate=bool(out_gate),
         skip=bool(skip),
+        initial_state=bool(initial_state),
+        precision=check_precision(precision),
     )
 
 
-def make_wanted(names: tuple[object, ...] | None, given: Sequence[str]) -> Wanted:
-    """Check the names of the gradients that are asked for.
+def make_wanted(names: tuple[object, ...] | None, given: Sequence[str]) -> tuple[Wanted, bool]:
+    """Check the names of the gradients that are asked for; return which, and whether that of the initial state.
 
     Args:
-        names: fields of `Gradients`; None means every one of `given`.
+        names: fields of `StateGradients`; None means every one of `given`.
         given: the arguments that a gradient can be taken of: a filter is not among them where it was prepared.
 
     Raises:
@@ -283,10 +334,10 @@ def make_wanted(names: tuple[object, ...] | None, given: Sequence[str]) -> Wante
             got, do = repr(name), "Pass names of arguments."
             if name == "k":
                 got, do = "'k', a prepared filter", "Pass the taps as k, or leave 'k' out of wrt."
-            elif name in Gradients._fields:
+            elif name in StateGradients._fields:
                 got, do = f"{name!r}, which was not given", f"Pass {name}, or leave {name!r} out of wrt."
             raise InvalidArgumentError(message("wrt", got=got, allowed=allowed, do=do))
-    return Wanted(*(name in names for name in Wanted._fields))
+    return Wanted(*(name in names for name in Wanted._fields)), "initial_state" in names
 
 
 def _as_index(value: object) -> int | None:

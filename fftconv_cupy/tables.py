@@ -22,16 +22,25 @@ def twiddle_table(config: BlockConfig, *, is_paired: bool) -> npt.NDArray[np.flo
         config: the block configuration.
         is_paired: the ring is cyclic (root phase 0), not negacyclic (root phase 1/4).
     """
-    root = 0.0 if is_paired else 0.25
-    parts = []
-    log2_nodes = config.log2_radices[0]
-    last = len(config.log2_radices) - 1
-    for index, log2_radix in enumerate(config.log2_radices[1:], start=1):
+    columns = (1 << config.log2_ept) >> config.log2_radices[-1]
+    return _table(config.log2_radices, 0.0 if is_paired else 0.25, columns)
+
+
+def tile_table(log2_radices: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Return the same for the passes over a tile of columns, each a negacyclic transform; empty for a single pass."""
+    return _table(log2_radices, 0.25, 1)
+
+
+def _table(log2_radices: tuple[int, ...], root: float, last_columns: int) -> npt.NDArray[np.float32]:
+    """Return the twiddles of passes; those of the last one column by column, in the order that threads read them."""
+    parts = [np.empty(0, np.float32)]
+    log2_nodes = log2_radices[0]
+    last = len(log2_radices) - 1
+    for index, log2_radix in enumerate(log2_radices[1:], start=1):
         nodes, radix = 1 << log2_nodes, 1 << log2_radix
         order = np.arange(nodes)
-        if index == last:  # in the order that threads read them: column by column
-            columns = (1 << config.log2_ept) // radix
-            order = order.reshape(-1, columns).T.reshape(-1)
+        if index == last:
+            order = order.reshape(-1, last_columns).T.reshape(-1)
         phase = (root + _bit_reverse(order, log2_nodes)) / nodes
         forward = []
         for level in range(1, log2_radix + 1):

@@ -1,4 +1,4 @@
-"""`fftconv` as a torch operator, with gradients, and the module that takes FlashFFTConv's place.
+"""`fftconv` as a torch operator, with gradients, and the module that takes FlashFFTConv's place; depthwise ones too.
 
 It works under autograd of any order, `torch.compile`, `torch.func`, autocast, activation checkpointing and CUDA graphs.
 """
@@ -13,9 +13,22 @@ from fftconv_cupy import torch_derivatives  # noqa: F401 - registers them
 from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, message
 from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.problem import check_int, check_mode
+from fftconv_cupy.torch_depthwise import (
+    FlashDepthWiseConv1d,
+    FlashDepthwiseConv1d,
+    depthwise_conv1d,
+    depthwise_conv1d_update,
+)
 from fftconv_cupy.torch_operator import ARGUMENTS, carrier_of, forward_op, layout_of
 
-__all__ = ["FlashFFTConv", "fftconv"]
+__all__ = [
+    "FlashDepthWiseConv1d",
+    "FlashDepthwiseConv1d",
+    "FlashFFTConv",
+    "depthwise_conv1d",
+    "depthwise_conv1d_update",
+    "fftconv",
+]
 
 # FlashFFTConv keeps its transforms' constants in buffers, and so in its state dicts; nothing is learnt in them.
 _CONSTANTS = ("f_", "twiddle_factors_", "twid")

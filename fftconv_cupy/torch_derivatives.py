@@ -29,7 +29,7 @@ _COUNT = len(ARGUMENTS)
 _Tensors = Sequence["torch.Tensor | None"]
 
 
-def _differentiable_below(call: Callable[..., Any]) -> Callable[..., Any]:
+def differentiable_below(call: Callable[..., Any]) -> Callable[..., Any]:
     """Let the levels below differentiate what a node computes.
 
     torch runs a node without grad mode and forward mode, and under `torch.func` a level below would take from that that
@@ -55,8 +55,8 @@ class _Convolution(_SingleLevelFunction):  # type: ignore[misc]  # torch is unty
         ctx.seqlen = u.shape[-1]
         # The gradient of u alone does not depend on u, which then need not be kept: the filter is often frozen.
         needs_u = any(ctx.needs_input_grad[2 : 1 + _COUNT])
-        _keep(ctx, (u if needs_u else None, *others), args[:_COUNT])
-        y: torch.Tensor = _below(forward_op, keyset, args)
+        keep(ctx, (u if needs_u else None, *others), args[:_COUNT])
+        y: torch.Tensor = below(forward_op, keyset, args)
         return y
 
     @staticmethod
@@ -73,10 +73,10 @@ class _Convolution(_SingleLevelFunction):  # type: ignore[misc]  # torch is unty
         return (None, *gradients, None, None, None)
 
     @staticmethod
-    @_differentiable_below
+    @differentiable_below
     def jvp(ctx: Any, _: None, *tangents: Any) -> torch.Tensor | None:
         wrt = [False] * _COUNT
-        return _derivative(None, _primals(ctx), tangents, _options(ctx), wrt, is_forward=True)[0]
+        return _derivative(None, primals_of(ctx), tangents, _options(ctx), wrt, is_forward=True)[0]
 
 
 class _Vjp(_SingleLevelFunction):  # type: ignore[misc]
@@ -85,8 +85,8 @@ class _Vjp(_SingleLevelFunction):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, keyset: Any, *args: Any) -> _Tensors:
         *tensors, ctx.mode, ctx.fft_size, ctx.layout, ctx.wrt = args
-        _keep(ctx, tensors, tensors)
-        gradients: _Tensors = _below(vjp_op, keyset, args)
+        keep(ctx, tensors, tensors)
+        gradients: _Tensors = below(vjp_op, keyset, args)
         return gradients
 
     @staticmethod
@@ -101,17 +101,17 @@ class _Vjp(_SingleLevelFunction):  # type: ignore[misc]
         return (None, *terms, None, None, None, None)
 
     @staticmethod
-    @_differentiable_below
+    @differentiable_below
     def jvp(ctx: Any, _: None, dy_tangent: torch.Tensor | None, *tangents: Any) -> _Tensors:
-        dy, *tensors = _primals(ctx)
+        dy, *tensors = primals_of(ctx)
         options = _options(ctx)
         _first, *terms = _derivative(dy, tensors, tangents, options, ctx.wrt, is_forward=False)
         if dy_tangent is not None:
-            terms = list(map(_sum, terms, vjp_op(dy_tangent, *tensors, *options, ctx.wrt)))
+            terms = list(map(sum_of, terms, vjp_op(dy_tangent, *tensors, *options, ctx.wrt)))
         return tuple(terms)
 
 
-def _keep(ctx: Any, for_backward: _Tensors, for_forward: _Tensors) -> None:
+def keep(ctx: Any, for_backward: _Tensors, for_forward: _Tensors) -> None:
     """Keep tensors for the derivatives that may be asked for; one that is zero is passed to them as None."""
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*for_backward)
@@ -119,7 +119,7 @@ def _keep(ctx: Any, for_backward: _Tensors, for_forward: _Tensors) -> None:
         ctx.save_for_forward(*for_forward)
 
 
-def _primals(ctx: Any) -> list[torch.Tensor | None]:
+def primals_of(ctx: Any) -> list[torch.Tensor | None]:
     """Return the tensors kept for forward mode without their tangents, which are no part of the derivative."""
     return [None if tensor is None else forward_ad.unpack_dual(tensor).primal for tensor in ctx.saved_tensors]
 
@@ -157,14 +157,15 @@ def _derivative(
         if inputs[_K] is None:
             inputs[_K] = torch.zeros_like(tensors[_K])
         if is_forward:
-            terms[0] = _sum(terms[0], forward_op(*inputs, *options))
+            terms[0] = sum_of(terms[0], forward_op(*inputs, *options))
         others = [is_wanted and i not in replaced for i, is_wanted in enumerate(wrt)]
         if any(others):
-            terms[1:] = map(_sum, terms[1:], vjp_op(dy, *inputs, *options, others))
+            terms[1:] = map(sum_of, terms[1:], vjp_op(dy, *inputs, *options, others))
     return terms
 
 
-def _sum(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
+def sum_of(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
+    """Return the sum; None stands for zero."""
     if a is None or b is None:
         return b if a is None else a
     return a + b
@@ -176,10 +177,10 @@ def _redispatch(op: Any, keyset: Any, args: tuple[Any, ...]) -> Any:
         return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
 
-_below = _differentiable_below(_redispatch)
+below = differentiable_below(_redispatch)
 
 
-def _autograd_kernel(op: Any, node: Any) -> Callable[..., Any]:
+def autograd_kernel(op: Any, node: Any) -> Callable[..., Any]:
     """Return the kernel that puts `node` above the others of `op`, where a derivative may be asked for."""
 
     def kernel(keyset: Any, *args: Any) -> Any:
@@ -192,11 +193,12 @@ def _autograd_kernel(op: Any, node: Any) -> Callable[..., Any]:
     return kernel
 
 
-def _vmap_rule(op: Any, mapped: Callable[..., Any]) -> Callable[..., Any]:
+def vmap_rule(op: Any, mapped: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the rule that maps `op` by `mapped`: see `torch_batching`."""
     return lambda info, in_dims, *args: mapped(op, info.batch_size, in_dims, *args)
 
 
-library.impl("fftconv", _autograd_kernel(forward_op, _Convolution), "Autograd", with_keyset=True)
-library.impl("fftconv_vjp", _autograd_kernel(vjp_op, _Vjp), "Autograd", with_keyset=True)
-torch.library.register_vmap("fftconv_cupy::fftconv", _vmap_rule(forward_op, torch_batching.convolve), lib=library)
-torch.library.register_vmap("fftconv_cupy::fftconv_vjp", _vmap_rule(vjp_op, torch_batching.gradients_of), lib=library)
+library.impl("fftconv", autograd_kernel(forward_op, _Convolution), "Autograd", with_keyset=True)
+library.impl("fftconv_vjp", autograd_kernel(vjp_op, _Vjp), "Autograd", with_keyset=True)
+torch.library.register_vmap("fftconv_cupy::fftconv", vmap_rule(forward_op, torch_batching.convolve), lib=library)
+torch.library.register_vmap("fftconv_cupy::fftconv_vjp", vmap_rule(vjp_op, torch_batching.gradients_of), lib=library)

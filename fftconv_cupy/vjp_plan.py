@@ -12,6 +12,7 @@ from fftconv_cupy.blocks import (
     BackwardVariant,
     BlockConfig,
     FilterVariant,
+    backward_config,
     backward_spec,
     filter_backward_spec,
     filter_spec,
@@ -37,7 +38,7 @@ class Chunks:
         group_steps: times that the batch slots of a block are filled for one of them.
         chunk_steps: of these in a chunk, after which a block leaves its sum.
         group_chunks: chunks of a channel group.
-        blocks: blocks that share the chunks.
+        blocks: blocks, or clusters of them, that share the chunks.
     """
 
     groups: int
@@ -73,6 +74,7 @@ class VjpPlan:
         wanted: which gradients.
         limits: of the architecture.
         config: the block configuration.
+        backward_config: that of the fused kernel: another one where blocks share a row.
         variant: flags of the fused kernel.
         backward: the fused kernel.
         filter: the kernel that makes the filter's spectrum.
@@ -83,7 +85,7 @@ class VjpPlan:
         needs_spectrum: it is made by the call.
         shared_bytes: dynamic shared memory of a block of `backward`.
         log2_batch_slots: log2 of the rows of a block that differ in batch.
-        resident_blocks: blocks of `backward` that the GPU holds at a time, at most so many are launched.
+        resident_blocks: blocks of `backward`, or clusters, that the GPU holds at a time: at most so many are launched.
         channel_group: channels that are computed at a time.
         chunks: how the rows of a group are dealt out.
         has_reduce: sums are added up by `reduce` first.
@@ -96,6 +98,7 @@ class VjpPlan:
     wanted: Wanted
     limits: ArchLimits
     config: BlockConfig
+    backward_config: BlockConfig
     variant: BackwardVariant
     backward: KernelSpec
     filter: KernelSpec
@@ -139,8 +142,9 @@ class VjpPlan:
 
     def __str__(self) -> str:
         """Return the plan in words, one fact a line."""
-        problem, config, variant = self.problem, self.config, self.variant
+        problem, config, variant = self.problem, self.backward_config, self.variant
         radices = " x ".join(str(1 << log2) for log2 in config.log2_radices)
+        units = "clusters" if config.cluster_blocks > 1 else "blocks"
         wanted = ", ".join(f"d{name}" for name, is_wanted in self.wanted._asdict().items() if is_wanted)
         forward = variant.has_out_gradient or variant.has_sum, variant.has_in_gradient or variant.has_sum
         transforms = sum(forward) + variant.has_out_gradient + variant.has_in_gradient
@@ -150,10 +154,10 @@ class VjpPlan:
             f"{problem.filter_dtype} on {self.limits.arch}",
             f"  transforms      {transforms} a row of {config.points} complex points = {radices}",
             f"  block           {config.threads} threads, {1 << config.log2_ept} points each, {config.rows} row(s), "
-            f"{self.shared_bytes} bytes of shared memory",
-            f"  U and dY        one after the other in registers; {_stash_text(variant, config)}",
-            f"  sum of dk       {_sum_text(variant, config)}",
-            f"  grid            {self.chunks.blocks} persistent blocks, {self.chunks.count} chunks of "
+            f"{self.shared_bytes} bytes of shared memory{_cluster_text(config)}",
+            f"  U and dY        one after the other in registers; {stash_text(variant, config)}",
+            f"  sum of dk       {sum_text(variant, config)}",
+            f"  grid            {self.chunks.blocks} persistent {units}, {self.chunks.count} chunks of "
             f"{self.chunks.chunk_steps} row(s) a batch slot",
             f"  launches        {self.launches}{' (filter prepared)' if self.is_prepared else ''}",
             f"  workspace       {self.workspace_bytes} bytes, {self.channel_group} channel(s) a group",
@@ -179,59 +183,62 @@ def make_vjp_plan(
     _, config = block_config(problem, limits, can_pair=False)
     points = config.points
     is_whole = problem.seqlen == problem.out_len == points
+    is_complex = max(problem.seqlen, problem.out_len) > points
     has_sum = wanted.k or wanted.skip
+    used = backward_config(config, limits, is_complex=is_complex, has_sum=has_sum)
     variant = BackwardVariant(
         dtype=problem.dtype,
-        is_complex=max(problem.seqlen, problem.out_len) > points,
+        is_complex=is_complex,
         has_tail=not is_whole or not is_vector,
         is_vector=is_vector,
         extras=extras_of(problem),
         has_in_gradient=wanted.u or wanted.in_gate,
         has_out_gradient=wanted.out_gate,
         has_sum=has_sum,
-        stash_quads=stash_quads(config, limits) if has_sum else 0,
+        stash_quads=stash_quads(used, limits) if has_sum else 0,
     )
     lags = filter_lags(problem, "linear")
     is_general = lags.is_wrapped or lags.positive > points
     slots = min(config.rows, 1 << max(0, problem.batch - 1).bit_length())
-    resident = resident_blocks(config, variant, limits)
+    resident = resident_blocks(used, variant, limits)
     needs_spectrum = not is_prepared and (variant.has_in_gradient or variant.has_out_gradient)
-    group, chunks, has_reduce, workspace = _channel_group(
-        problem, wanted, config, variant, slots, resident, needs_spectrum
+    group, chunks, has_reduce, workspace = channel_groups(
+        problem, wanted, used, variant, slots, resident, needs_spectrum, problem.batch
     )
     return VjpPlan(
         problem=problem,
         wanted=wanted,
         limits=limits,
         config=config,
+        backward_config=used,
         variant=variant,
-        backward=backward_spec(config, variant),
+        backward=backward_spec(used, variant),
         filter=filter_spec(config, FilterVariant(problem.filter_dtype, is_paired=False, is_general=is_general)),
         filter_backward=filter_backward_spec(config, problem.filter_dtype),
         reduce=reduce_spec(config),
         lags=lags,
         is_prepared=is_prepared,
         needs_spectrum=needs_spectrum,
-        shared_bytes=variant.shared_bytes(config),
+        shared_bytes=variant.shared_bytes(used),
         log2_batch_slots=slots.bit_length() - 1,
         resident_blocks=resident,
         channel_group=group,
         chunks=chunks,
         has_reduce=has_reduce,
         workspace=workspace,
-        launches=_launches(problem, wanted, variant, -(-problem.channels // group), has_reduce, needs_spectrum),
-        reasons=_reasons(problem, wanted, config, variant, has_reduce),
+        launches=launches_of(problem, wanted, variant, -(-problem.channels // group), has_reduce, needs_spectrum),
+        reasons=_reasons(problem, wanted, used, variant, has_reduce),
     )
 
 
-def make_chunks(channels: int, batch: int, config: BlockConfig, batch_slots: int, resident: int) -> Chunks:
-    """Deal out the rows of `channels` channels to at most `resident` blocks.
+def make_chunks(channels: int, jobs: int, config: BlockConfig, batch_slots: int, resident: int) -> Chunks:
+    """Deal out the jobs of each of `channels` channels, its rows or windows of them, to at most `resident` blocks.
 
     Long chunks leave few sums; but there are enough of them for all blocks, and they are short enough that the blocks
     work on a few channels at a time, whose spectra stay in L2.
     """
     groups = -(-channels // (config.rows // batch_slots))
-    group_steps = -(-batch // batch_slots)
+    group_steps = -(-jobs // batch_slots)
     longest = max(config.chunk_steps, -(-group_steps // _MOST_CHUNKS))
     chunk_steps = min(longest, -(-groups * group_steps // resident))
     group_chunks = -(-group_steps // chunk_steps)
@@ -239,7 +246,7 @@ def make_chunks(channels: int, batch: int, config: BlockConfig, batch_slots: int
     return Chunks(groups, group_steps, chunk_steps, group_chunks, min(resident, groups * group_chunks))
 
 
-def _channel_group(
+def channel_groups(
     problem: Problem,
     wanted: Wanted,
     config: BlockConfig,
@@ -247,15 +254,19 @@ def _channel_group(
     slots: int,
     resident: int,
     needs_spectrum: bool,
+    jobs: int,
 ) -> tuple[int, Chunks, bool, Workspace]:
-    """Return the channels of a group, and what follows: as few groups as the workspace limit allows, of like size."""
+    """Return the channels of a group, and what follows: as few groups as the workspace limit allows, of like size.
+
+    `jobs` are those of a channel: its rows, or windows of them.
+    """
     groups = 1
     while True:
         group = -(-problem.channels // groups)
-        chunks = make_chunks(group, problem.batch, config, slots, resident)
+        chunks = make_chunks(group, jobs, config, slots, resident)
         has_reduce = variant.has_sum and (problem.shared_filter or chunks.group_chunks > _MANY_CHUNKS)
         row_bytes = config.points * COMPLEX_BYTES
-        stash_bytes = (config.quads - variant.stash_quads) * config.threads * QUAD_BYTES
+        stash_bytes = (config.quads - variant.stash_quads) * config.threads * config.cluster_blocks * QUAD_BYTES
         sizes = (
             row_bytes * (1 if problem.shared_filter else group) * needs_spectrum,
             row_bytes * (config.rows // slots) * chunks.count * variant.has_sum,
@@ -271,7 +282,7 @@ def _channel_group(
         groups = max(groups + 1, -(-problem.channels // max(1, group * 7 // 8)))
 
 
-def _launches(
+def launches_of(
     problem: Problem, wanted: Wanted, variant: BackwardVariant, groups: int, has_reduce: bool, needs_spectrum: bool
 ) -> int:
     """Return the kernels that a call launches."""
@@ -281,7 +292,12 @@ def _launches(
     return count + (needs_spectrum + variant.has_sum) * groups
 
 
-def _stash_text(variant: BackwardVariant, config: BlockConfig) -> str:
+def _cluster_text(config: BlockConfig) -> str:
+    return f"; a cluster of {config.cluster_blocks} shares a row" if config.cluster_blocks > 1 else ""
+
+
+def stash_text(variant: BackwardVariant, config: BlockConfig) -> str:
+    """Return where the spectrum of U lies meanwhile, in words."""
     if not variant.has_sum:
         return "no spectrum is kept"
     if variant.stash_quads == config.quads:
@@ -292,7 +308,8 @@ def _stash_text(variant: BackwardVariant, config: BlockConfig) -> str:
     )
 
 
-def _sum_text(variant: BackwardVariant, config: BlockConfig) -> str:
+def sum_text(variant: BackwardVariant, config: BlockConfig) -> str:
+    """Return how the gradient of the filter is summed, in words."""
     if not variant.has_sum:
         return "none"
     where = "in registers" if config.has_register_sums else "in L2, by the threads that own it"
@@ -305,7 +322,7 @@ def _reasons(
     reasons = []
     if problem.mode == "circular":
         reasons.append("a circular filter is wrapped by hand, one row a transform: sums over pairs of rows would mix")
-    if variant.has_sum and not config.has_register_sums:
+    if variant.has_sum and (config.cluster_blocks > 1 or not config.has_register_sums):
         held = 3 * config.points * COMPLEX_BYTES >> 10
         reasons.append(f"U, dY and the sum take {held} KB a row, more than a multiprocessor holds beside the exchange")
     if not variant.has_sum:

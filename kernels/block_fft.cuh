@@ -58,29 +58,43 @@ struct BlockFft {
   template <bool kIsReal, class Hook>
   FFTCONV_DEVICE static void forward(complex_t* x, complex_t* s_row, int thread, const float4* g_twiddle,
                                      Hook after_exchange) {
-    using P = PassOf<0>;
-    static_for<P::kColumns>(
-        [&](auto column) { forward_root<P::kLog2Radix, kQuarters, kIsReal>(x + column.value * P::kRadix); });
-    static_for<Layout::kPasses - 1>([&](auto index) {
-      constexpr int pass = index.value + 1;
+    using P = FirstPass<Layout>;
+    if constexpr (Layout::kFirst > 0) {
+      forward_pass<Layout::kFirst>(x, thread, g_twiddle + Layout::forward_table(Layout::kFirst));
+    } else {
+      static_for<P::kColumns>(
+          [&](auto column) { forward_root<P::kLog2Radix, kQuarters, kIsReal>(x + column.value * P::kRadix); });
+    }
+    static_for<Layout::kPasses - 1 - Layout::kFirst>([&](auto index) {
+      constexpr int pass = index.value + 1 + Layout::kFirst;
       store_shared<pass - 1>(s_row, thread, x);
       sync_threads<PassOf<pass - 1>::kNodeThreads>();
-      if constexpr (pass == 1) after_exchange();
+      if constexpr (pass == Layout::kFirst + 1) after_exchange();
       load_shared<pass>(s_row, thread, x);
       forward_pass<pass>(x, thread, g_twiddle + Layout::forward_table(pass));
     });
   }
 
-  // kIsReal: only real parts are wanted.
+  // kIsReal: only real parts are wanted. Where blocks share a row, this ends at the nodes of the first pass.
   template <bool kIsReal>
   FFTCONV_DEVICE static void inverse(complex_t* x, complex_t* s_row, int thread, const float4* g_twiddle) {
-    static_for<Layout::kPasses - 1>([&](auto index) {
+    static_for<Layout::kPasses - 1 - Layout::kFirst>([&](auto index) {
       constexpr int pass = Layout::kPasses - 1 - index.value;
       inverse_pass<pass>(x, thread, g_twiddle + Layout::inverse_table(pass));
       store_shared<pass>(s_row, thread, x);
       sync_threads<PassOf<pass - 1>::kNodeThreads>();
       load_shared<pass - 1>(s_row, thread, x);
     });
+    if constexpr (Layout::kFirst > 0) {
+      inverse_pass<Layout::kFirst>(x, thread, g_twiddle + Layout::inverse_table(Layout::kFirst));
+    } else {
+      inverse_root<kIsReal>(x);
+    }
+  }
+
+ private:
+  template <bool kIsReal>
+  FFTCONV_DEVICE static void inverse_root(complex_t* x) {
     using P = PassOf<0>;
     static_for<P::kColumns>([&](auto column) { inverse_dft<P::kLog2Radix>(x + column.value * P::kRadix); });
     if constexpr (kQuarters != 0) {
@@ -93,7 +107,6 @@ struct BlockFft {
     }
   }
 
- private:
   template <int kPass>
   FFTCONV_DEVICE static void forward_pass(complex_t* x, int thread, const float4* g_table) {
     using P = PassOf<kPass>;

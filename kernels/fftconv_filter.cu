@@ -2,6 +2,7 @@
 // 1 / M folded in. It comes out of the same passes as the rows' transforms, so its order needs no permutation.
 #include "block_fft.cuh"
 #include "io.cuh"
+#include "ptx.cuh"
 
 extern __shared__ float4 s_dynamic[];
 
@@ -42,6 +43,7 @@ FFTCONV_DEVICE void transform_filter(const FilterParams& p, complex_t* s_base) {
   using Layout = typename Config::Layout;
   using filter_t = typename Config::filter_t;
   using First = Pass<Layout, 0>;
+  start_dependent_kernel();
   const int thread = threadIdx.x % Layout::kThreads, row = threadIdx.x / Layout::kThreads;
   complex_t* s_row = s_base + row * Layout::kRowSlots;
   const long long own_channel = static_cast<long long>(blockIdx.x) * Config::kRows + row;

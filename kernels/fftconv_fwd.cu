@@ -73,8 +73,11 @@ FFTCONV_DEVICE void store_row(const FwdParams& p, complex_t* x, int batch, int c
 template <class Traits, class Hook>
 FFTCONV_DEVICE void convolve(const FwdParams& p, complex_t* x, complex_t* s_row, int channel, int thread,
                              Hook after_exchange) {
-  Traits::Fft::template forward<!Traits::kIsComplex>(x, s_row, thread, p.twiddles, after_exchange);
-  multiply_spectrum<Traits, false>(p, x, p.spectrum, channel, thread);
+  Traits::Fft::template forward<!Traits::kIsComplex>(x, s_row, thread, p.twiddles, [&] {
+    wait_for_previous_kernel();  // the filter's
+    after_exchange();
+  });
+  multiply_spectrum<Traits, false, true>(p, x, p.spectrum, channel, thread);
   Traits::Fft::template inverse<!Traits::kIsComplex>(x, s_row, thread, p.twiddles);
 }
 

@@ -76,7 +76,7 @@ struct Access {
 // Calls body(Access) for all that a thread holds.
 template <class Traits, class Body>
 FFTCONV_DEVICE void for_each_access(Body body) {
-  using P = Pass<typename Traits::Layout, 0>;
+  using P = FirstPass<typename Traits::Layout>;
   static_for<P::kAccesses>([&](auto index) {
     constexpr int slot = P::slot(index.value, 0), next = P::slot(index.value, P::kWidth - 1);
     body(Access<slot, next, P::offset(slot)>{});
@@ -97,7 +97,7 @@ struct InputRow {
 
   // `length` counts the points of the row from `row` on.
   FFTCONV_DEVICE InputRow(const io_t* row, int length, int thread) {
-    const int base = Pass<typename Traits::Layout, 0>::base(thread);
+    const int base = FirstPass<typename Traits::Layout>::base(thread);
     values = row + base;
     remaining = length - base;
   }
@@ -129,7 +129,7 @@ struct OutputRow {
   int remaining;
 
   FFTCONV_DEVICE OutputRow(io_t* g_row, int length, int thread) {
-    const int base = Pass<typename Traits::Layout, 0>::base(thread);
+    const int base = FirstPass<typename Traits::Layout>::base(thread);
     g_values = g_row + base;
     remaining = length - base;
   }
@@ -165,14 +165,14 @@ FFTCONV_DEVICE void load_gated(complex_t* x, const Row& u, const Gate& gate) {
 }
 
 // y = x.part.
-template <class Traits, Part kPart>
-FFTCONV_DEVICE void store_part(complex_t* x, const OutputRow<Traits>& y) {
+template <class Traits, Part kPart, class Row>
+FFTCONV_DEVICE void store_part(complex_t* x, const Row& y) {
   for_each_access<Traits>([&](auto access) { y.store(access, access.template take<kPart>(x)); });
 }
 
 // y = gate * x.part.
-template <class Traits, Part kPart, class Gate>
-FFTCONV_DEVICE void store_gated(complex_t* x, const OutputRow<Traits>& y, const Gate& gate) {
+template <class Traits, Part kPart, class Row, class Gate>
+FFTCONV_DEVICE void store_gated(complex_t* x, const Row& y, const Gate& gate) {
   for_each_access<Traits>(
       [&](auto access) { y.store(access, multiply_each(gate.load(access), access.template take<kPart>(x))); });
 }

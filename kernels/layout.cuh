@@ -9,14 +9,16 @@
 
 namespace fftconv {
 
-// kIsVector: neighbouring points of a row in global memory can be accessed together.
+// kIsVector: neighbouring points of a row in global memory can be accessed together. The radices of these passes may
+// multiply to less than the points: the nodes that are left are then not transformed (see tile.cuh).
 template <bool kIsVector_, int kLog2Points_, int kLog2Ept_, int... kLog2Radices>
-struct Layout {
+struct PassLayout {
   static constexpr bool kIsVector = kIsVector_;
   static constexpr int kLog2Points = kLog2Points_, kPoints = 1 << kLog2Points;
   static constexpr int kLog2Ept = kLog2Ept_, kEpt = 1 << kLog2Ept;  // complex points a thread
   static constexpr int kThreads = kPoints / kEpt;                   // threads a row
   static constexpr int kPasses = sizeof...(kLog2Radices);
+  static constexpr int kRanks = 1, kFirst = 0;  // blocks that share a row, and the first of their passes: ClusterLayout
 
   FFTCONV_DEVICE static constexpr int log2_radix(int pass) {
     const int radices[] = {kLog2Radices...};
@@ -43,8 +45,24 @@ struct Layout {
   FFTCONV_DEVICE static constexpr int inverse_table(int pass) {
     return forward_table(pass) + (1 << (log2_radix(pass) - 2 + log2_nodes(pass)));
   }
+};
 
-  static_assert(kPasses >= 2 && log2_nodes(kPasses) == kLog2Points, "the radices must multiply to the points of a row");
+// The passes of a whole transform.
+template <bool kIsVector, int kLog2Points, int kLog2Ept, int... kLog2Radices>
+struct Layout : PassLayout<kIsVector, kLog2Points, kLog2Ept, kLog2Radices...> {
+  using Base = PassLayout<kIsVector, kLog2Points, kLog2Ept, kLog2Radices...>;
+  static_assert(Base::kPasses >= 2 && Base::log2_nodes(Base::kPasses) == kLog2Points,
+                "the radices must multiply to the points of a row");
+};
+
+// The passes of a row that is shared by a cluster of kRanks blocks, of one (which has the whole row) or two. Of two,
+// the first pass has radix 2 and is done on the way from and to global memory (see cluster.cuh). Its nodes never meet
+// again: the block of rank r is the threads r * kThreads / 2 .. of the other passes, and its exchange buffer that half
+// of a row's.
+template <int kRanks_, bool kIsVector, int kLog2Points, int kLog2Ept, int... kLog2Radices>
+struct ClusterLayout : Layout<kIsVector, kLog2Points, kLog2Ept, kLog2Radices...> {
+  static constexpr int kRanks = kRanks_, kFirst = kRanks - 1;
+  static_assert(kRanks == 1 || (kRanks == 2 && ClusterLayout::log2_radix(0) == 1), "each of two blocks has a node");
 };
 
 template <class Layout, int kPass>
@@ -59,7 +77,7 @@ struct Pass {
   // Two columns a thread are neighbours where they can be, so that memory is accessed two points at a time. In the
   // first pass of rows that must be accessed point by point they are not: a warp then reads points that lie side by
   // side.
-  static constexpr bool kIsAdjacent = !kIsLast && kColumns >= 2 && (kPass > 0 || Layout::kIsVector);
+  static constexpr bool kIsAdjacent = !kIsLast && kColumns >= 2 && (kPass > Layout::kFirst || Layout::kIsVector);
   static constexpr int kWidth = kIsAdjacent || kIsLast ? 2 : 1;  // neighbouring points an access
   static constexpr int kAccesses = Layout::kEpt / kWidth;
 
@@ -90,5 +108,9 @@ struct Pass {
   static_assert(kLog2NodeThreads >= 0, "only the last pass may have nodes smaller than a thread's points");
   static_assert(kPass == 0 || kLog2Radix >= 2, "twiddle tables hold groups of four");
 };
+
+// The pass whose points a thread reads from and writes to global memory.
+template <class Layout>
+using FirstPass = Pass<Layout, Layout::kFirst>;
 
 }  // namespace fftconv

@@ -1,5 +1,7 @@
-// The only inline PTX: bulk copies from global to shared memory that complete on an mbarrier (sm_90 and later).
-// The host runtime of the tests (FFTCONV_HOST) supplies the same four operations in C++.
+// The only inline PTX, all of sm_90 and later: bulk copies from global to shared memory that complete on an mbarrier, the
+// order of two kernels of which the second is launched while the first runs, and what the blocks of a cluster do to one
+// another. The host runtime of the tests (FFTCONV_HOST) supplies copies and clusters in C++; its kernels run one after
+// the other.
 #pragma once
 #include "types.cuh"
 
@@ -43,8 +45,53 @@ FFTCONV_DEVICE void mbarrier_wait(unsigned long long* s_barrier, int parity) {
       : "memory");
 }
 
+// Lets the next kernel of the stream start as soon as all blocks of this one have, where it was launched to do so.
+FFTCONV_DEVICE void start_dependent_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Waits until the kernel before has written all its results, where this one was launched to start early. They must not
+// be read through the read-only path, whose loads the compiler moves before the wait.
+FFTCONV_DEVICE void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// All threads of a cluster meet: what each did before it arrived comes before what any does once it has waited.
+FFTCONV_DEVICE void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// Writes to where `s_target` lies in the shared memory of another block of the cluster, some time before the phase of
+// the mbarrier that lies there as `s_barrier` here completes: its bytes count there. (A barrier of the cluster would
+// make each thread wait for all that it has written to global memory, and empty L1.)
+FFTCONV_DEVICE void store_async(float4* s_target, unsigned long long* s_barrier, int rank, float4 v) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 target, barrier;\n"
+      "mapa.shared::cluster.u32 target, %0, %2;\n"
+      "mapa.shared::cluster.u32 barrier, %1, %2;\n"
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [target], {%3, %4, %5, %6}, [barrier];\n"
+      "}" ::"r"(shared_address(s_target)),
+      "r"(shared_address(s_barrier)), "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+      : "memory");
+}
+
 #else
 
+inline void start_dependent_kernel() {}
+inline void wait_for_previous_kernel() {}
+inline void sync_cluster() {
+  fftconv_host_cluster_arrive();
+  fftconv_host_cluster_wait();
+}
+inline void store_async(float4* s_target, unsigned long long* s_barrier, int rank, float4 v) {
+  fftconv_host_store_async(s_target, s_barrier, rank, &v, sizeof(v));
+}
 inline void mbarrier_init(unsigned long long* s_barrier) { fftconv_host_mbarrier_init(s_barrier, 1); }
 inline void mbarrier_expect(unsigned long long* s_barrier, int bytes) {
   fftconv_host_mbarrier_arrive_expect_tx(s_barrier, bytes);

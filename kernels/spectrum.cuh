@@ -15,15 +15,21 @@ FFTCONV_DEVICE float spectrum_skip(const Params& p, int channel) {
 }
 
 // x times the spectrum of the channel's filter (`g_spectrum` is that of channel 0), or times its conjugate, which is
-// that of the filter reversed in time.
-template <class Traits, bool kIsConjugate, class Params>
+// that of the filter reversed in time. kIsEarly: the kernel may have started before the spectrum was written.
+template <class Traits, bool kIsConjugate, bool kIsEarly = false, class Params>
 FFTCONV_DEVICE void multiply_spectrum(const Params& p, complex_t* x, const float4* g_spectrum, int channel,
                                       int thread) {
   using Layout = typename Traits::Layout;
   const float skip = spectrum_skip<Traits>(p, channel);
   g_spectrum += channel * p.spectrum_stride + thread;
   static_for<Layout::kEpt / 2>([&](auto i) {
-    const float4 v = __ldg(g_spectrum + i.value * Layout::kThreads);
+    const float4* g_value = g_spectrum + i.value * Layout::kThreads;
+    float4 v;
+    if constexpr (kIsEarly) {
+      v = *g_value;
+    } else {
+      v = __ldg(g_value);
+    }
     const complex_t first = {v.x + skip, v.y}, second = {v.z + skip, v.w};
     if constexpr (kIsConjugate) {
       x[2 * i.value] = multiply_conj(x[2 * i.value], first);

@@ -1,6 +1,7 @@
 """Compile the kernels that plans may name, for every architecture, and check registers and spills. Needs no GPU.
 
     python tests/compile_all.py                   # a set that meets every pair of size, dtype, flag and architecture
+    python tests/compile_all.py --sample quick    # of transforms in one block every pair, of other kernels every value
     python tests/compile_all.py --sample all      # every kernel; hours on two cores
 
 Exit status 1 if a kernel does not compile or exceeds a ceiling.
@@ -20,6 +21,7 @@ from pairwise import pairwise_cover
 
 from fftconv_cupy.archs import ARCHS
 from fftconv_cupy.compile import compile_cubin
+from fftconv_cupy.depthwise_matrix import iter_depthwise_kernels
 from fftconv_cupy.errors import FFTConvError
 from fftconv_cupy.kernel_matrix import iter_kernels
 from fftconv_cupy.source import KernelSpec
@@ -28,7 +30,8 @@ from fftconv_cupy.source import KernelSpec
 MAX_SPILL_BYTES = 256
 # Of the seven thousand instructions for gradients of long rows with gates that are read element by element, in two
 # parts, up to two hundred.
-MAX_SPILL_BYTES_OF = {"fftconv_bwd": 768}
+MAX_SPILL_BYTES_OF = {"fftconv_bwd": 768, "fftconv_long_bwd": 768, "fftconv_windows_bwd": 768}
+BLOCK_ENTRIES = ("fftconv_fwd", "fftconv_filter", "fftconv_bwd", "fftconv_filter_bwd", "fftconv_reduce")
 REGISTERS_PER_MULTIPROCESSOR = 65536
 MAX_REGISTERS_PER_THREAD = 255
 REGISTER_GRANULE = 8  # registers are given to a warp in units of 256
@@ -46,12 +49,10 @@ class Job:
     @property
     def axes(self) -> dict[str, str]:
         """The values whose pairs the sample must meet."""
-        return {
-            "arch": self.arch,
-            "entry": self.spec.entry,
-            "fft_size": str(self.spec.fft_size),
-            **dict(self.spec.defines),
-        }
+        defines = dict(self.spec.defines)
+        if not self.spec.fft_size:  # of the depthwise kernels it follows from the others, by the hundred
+            defines.pop("FFTCONV_SHARED_BYTES", None)
+        return {"arch": self.arch, "entry": self.spec.entry, "fft_size": str(self.spec.fft_size), **defines}
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,27 @@ def max_registers(threads: int, min_blocks: int) -> int:
 
 def jobs_of(archs: tuple[str, ...], fft_sizes: tuple[int, ...], sample: str) -> list[Job]:
     """Return the compilations asked for."""
+    kernels = {arch: [*iter_kernels(arch, fft_sizes=fft_sizes or None)] for arch in archs}
+    if not fft_sizes:  # those of short depthwise convolutions have none
+        kernels = {arch: [*those, *iter_depthwise_kernels()] for arch, those in kernels.items()}
     jobs = [
         Job(arch, kernel.spec, max_registers(kernel.threads, kernel.min_blocks))
-        for arch in archs
-        for kernel in iter_kernels(arch, fft_sizes=fft_sizes or None)
+        for arch, those in kernels.items()
+        for kernel in those
     ]
-    return jobs if sample == "all" else [jobs[index] for index in pairwise_cover([job.axes for job in jobs])]
+    if sample == "all":
+        return jobs
+    if sample == "pairwise":
+        return _cover(jobs, together=2)
+    blocks = [job for job in jobs if job.spec.entry in BLOCK_ENTRIES]
+    found = _cover(blocks, together=2)
+    for entry in dict.fromkeys(job.spec.entry for job in jobs if job.spec.entry not in BLOCK_ENTRIES):
+        found += _cover([job for job in jobs if job.spec.entry == entry], together=1)
+    return found
+
+
+def _cover(jobs: list[Job], *, together: int) -> list[Job]:
+    return [jobs[index] for index in pairwise_cover([job.axes for job in jobs], together)]
 
 
 def run(job: Job, max_spill: int | None) -> Outcome:
@@ -131,7 +147,7 @@ def outcomes_of(jobs: list[Job], threads: int, max_spill: int | None) -> Iterato
 @click.command(help=__doc__)
 @click.option("--arch", "archs", multiple=True, type=click.Choice(list(ARCHS)), help="Default: all of them.")
 @click.option("--fft-size", "fft_sizes", multiple=True, type=int, help="Default: all sizes.")
-@click.option("--sample", type=click.Choice(["pairwise", "all"]), default="pairwise", show_default=True)
+@click.option("--sample", type=click.Choice(["quick", "pairwise", "all"]), default="pairwise", show_default=True)
 @click.option("--jobs", "threads", default=os.cpu_count() or 1, help="Compilations at a time.  [default: all cores]")
 @click.option("--max-spill", type=int, help="Bytes of spills allowed in a kernel.  [default: by its entry]")
 def main(archs: tuple[str, ...], fft_sizes: tuple[int, ...], sample: str, threads: int, max_spill: int | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from host_runtime import cupy_host
 from host_runtime.cupy_host import to_cupy, to_numpy
 from host_runtime.harness import ORDERS, host_loader, require_compiler
 
-from fftconv_cupy import fftconv, launch, numeric, prepare_filter
+from fftconv_cupy import fftconv, launch, numeric, prepare_filter, window_plan
 from fftconv_cupy.archs import ARCHS
 from fftconv_cupy.benchmarks.problems import Case, Inputs, make_inputs, reference_of
 from fftconv_cupy.blocks import COMPLEX_BYTES
@@ -84,7 +85,7 @@ class Placed:
         return values
 
 
-def place_all(case: Case, inputs: Inputs) -> tuple[dict[str, Any], Placed]:
+def place_all(case: Case, inputs: Inputs, precision: str | None = None) -> tuple[dict[str, Any], Placed]:
     """Return the arguments of `fftconv` and the output; u lies as the case says, the others in other ways."""
 
     def place(host: np.ndarray | None, turn: int) -> Any:
@@ -95,7 +96,8 @@ def place_all(case: Case, inputs: Inputs) -> tuple[dict[str, Any], Placed]:
 
     k = to_cupy(inputs.k) if case.shared_filter else place(inputs.k[None], 4)[0]
     if case.prepared:
-        k = prepare_filter(k, seqlen=case.seqlen, mode=case.mode, fft_size=case.fft_size)
+        lengths = {"seqlen": case.seqlen, "fft_size": case.fft_size}
+        k = prepare_filter(k, mode=case.mode, **lengths, precision=precision)
     outputs = (*inputs.u.shape[:2], case.problem.out_len)
     out = Placed.poisoned(outputs, case.dtype, _ALIGNED[len(case.label) % len(_ALIGNED)])
     arguments = {
@@ -106,17 +108,25 @@ def place_all(case: Case, inputs: Inputs) -> tuple[dict[str, Any], Placed]:
         "skip": None if inputs.skip is None else to_cupy(inputs.skip),
         "out": out.array,
     }
-    return {**arguments, "mode": case.mode, "fft_size": case.fft_size}, out
+    return {**arguments, "mode": case.mode, "fft_size": case.fft_size, "precision": precision}, out
 
 
 @contextlib.contextmanager
 def host_gpu(arch: str = "sm_90", *, order: str = ORDERS[0], race_check: bool = False) -> Iterator[None]:
-    """Play a GPU, as `host_backed_gpu`; kernels stay loaded for the next time. Skips without a C++ compiler."""
+    """Play a GPU, as `host_backed_gpu`; kernels stay loaded for the next time. Skips without a C++ compiler.
+
+    Rows that fit a block are transformed as a whole, however short their filter is.
+    """
     require_compiler()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cupy_host, "host_loader", _loader)
-        with cupy_host.host_backed_gpu(arch, order=order, race_check=race_check):
-            yield
+        patch.setattr(window_plan, "LEAST_GAIN", math.inf)
+        window_plan.cut_of.cache_clear()
+        try:
+            with cupy_host.host_backed_gpu(arch, order=order, race_check=race_check):
+                yield
+        finally:
+            window_plan.cut_of.cache_clear()
 
 
 def run(

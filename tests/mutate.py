@@ -17,10 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from depthwise_mutations import DEPTHWISE_MUTATIONS
 from mutations import KERNEL_MUTATIONS, Mutation
 from vjp_mutations import VJP_MUTATIONS
 
-MUTATIONS = (*KERNEL_MUTATIONS, *VJP_MUTATIONS)
+MUTATIONS = (*KERNEL_MUTATIONS, *VJP_MUTATIONS, *DEPTHWISE_MUTATIONS)
 ROOT = Path(__file__).resolve().parent.parent
 # Folder in the repository: folder in the package, as pyproject.toml maps them.
 FOLDERS = {

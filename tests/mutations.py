@@ -123,8 +123,9 @@ KERNEL_MUTATIONS = (
     Mutation(
         "barrier: none in the forward exchange",
         "kernels/block_fft.cuh",
-        "sync_threads<PassOf<pass - 1>::kNodeThreads>();\n      if constexpr (pass == 1) after_exchange();",
-        "if constexpr (pass == 1) after_exchange();",
+        "sync_threads<PassOf<pass - 1>::kNodeThreads>();\n"
+        "      if constexpr (pass == Layout::kFirst + 1) after_exchange();",
+        "if constexpr (pass == Layout::kFirst + 1) after_exchange();",
         _kernel("M256-float16-real-gates-tail"),
     ),
     Mutation(
@@ -235,8 +236,8 @@ KERNEL_MUTATIONS = (
     Mutation(
         "skip: offset of a channel group",
         "fftconv_cupy/launch.py",
-        "skip_bytes = 4 if skip_is_float else item",
-        "skip_bytes = 4",
+        "first * (4 if rows.skip_is_float else item)",
+        "first * 4",
         _rows("many_channels", "M256-bfloat16-real-any-whole-groups"),
     ),
     Mutation(
@@ -270,8 +271,8 @@ KERNEL_MUTATIONS = (
     Mutation(
         "channel stride: of a channel group",
         "fftconv_cupy/launch.py",
-        "pointer + first * stride * item for pointer",
-        "pointer + first * problem.seqlen * item for pointer",
+        "pointer + first * stride * item\n",
+        "pointer + first * problem.seqlen * item\n",
         _rows("many_channels", "M256-float16-real-gates-tail-groups"),
     ),
     Mutation(
@@ -319,15 +320,17 @@ KERNEL_MUTATIONS = (
     Mutation(
         "prefetch: before the rows are read",
         "kernels/block_fft.cuh",
-        "sync_threads<PassOf<pass - 1>::kNodeThreads>();\n      if constexpr (pass == 1) after_exchange();",
-        "if constexpr (pass == 1) after_exchange();\n      sync_threads<PassOf<pass - 1>::kNodeThreads>();",
+        "sync_threads<PassOf<pass - 1>::kNodeThreads>();\n"
+        "      if constexpr (pass == Layout::kFirst + 1) after_exchange();",
+        "if constexpr (pass == Layout::kFirst + 1) after_exchange();\n"
+        "      sync_threads<PassOf<pass - 1>::kNodeThreads>();",
         _race("M4096-bfloat16-real-none-prefetch"),
     ),
     Mutation(
         "prefetch: of rows that are not aligned",
         "fftconv_cupy/launch.py",
-        "bits * item & 15 == 0, is_prepared)",
-        "bits * item & 3 == 0, is_prepared)",
+        "is_vector, bits == 0, is_prepared)",
+        "is_vector, bits & 3 == 0, is_prepared)",
         ("tests/test_kernel_rows.py::test_calls_that_differ_only_in_how_arrays_lie",),
     ),
     Mutation(
@@ -361,8 +364,8 @@ KERNEL_MUTATIONS = (
     Mutation(
         "shared filter",
         "fftconv_cupy/launch.py",
-        "spectrum_stride=0 if problem.shared_filter else config.points // 2,",
-        "spectrum_stride=config.points // 2,",
+        "0 if problem.shared_filter else made.config.points // 2,",
+        "made.config.points // 2,",
         _rows("many_channels", "M256-float16-real-gates-tail-groups"),
     ),
     Mutation(

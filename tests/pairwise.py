@@ -7,8 +7,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
 
 
-def pairwise_cover(cases: Sequence[Mapping[str, Hashable]]) -> list[int]:
+def pairwise_cover(cases: Sequence[Mapping[str, Hashable]], together: int = 2) -> list[int]:
     """Return the indices, ascending, of a few cases that hold every pair of (axis, value) that any case holds.
+
+    With `together` of 1 they hold every value, not every pair; with 3 every triple.
 
     Greedy: the case with the most new pairs is taken until none is missing. Only pairs that occur are asked for, so
     combinations that cannot exist are simply left out of ``cases``.
@@ -17,7 +19,7 @@ def pairwise_cover(cases: Sequence[Mapping[str, Hashable]]) -> list[int]:
     masks = []
     for case in cases:
         mask = 0
-        for pair in combinations(sorted(case.items(), key=lambda item: item[0]), 2):
+        for pair in combinations(sorted(case.items(), key=lambda item: item[0]), together):
             mask |= 1 << bit_of.setdefault(pair, len(bit_of))
         masks.append(mask)
     # A case's number of new pairs only shrinks, so a stale count at the top of the heap is an upper bound.

@@ -13,13 +13,16 @@ from typing import Any, NamedTuple
 
 import cupy
 import numpy as np
+import sanitizer_depthwise
 
 from fftconv_cupy import fftconv, fftconv_vjp, prepare_filter
 from fftconv_cupy.numeric import compare, compare_sum, relative_error
+from fftconv_cupy.readers import NUMPY_DTYPES
 from fftconv_cupy.reference import fftconv_reference, fftconv_vjp_reference
 
 BATCH, CHANNELS = 3, 2
 # Rows that fill a transform (prefetched where that pays), and rows that end inside it at an odd address.
+BOUNDS = {"float16": 5e-4, "bfloat16": 3e-3, "float32": 1e-6}  # of outputs, relative L2
 LENGTHS = (128, 255, 256, 509, 512, 1000, 1024, 2048, 3001, 4096, 8191, 8192, 16383, 16384)
 
 
@@ -32,6 +35,7 @@ class Case(NamedTuple):
     dtype: str
     extras: bool
     shared_filter: bool = False
+    precision: str = "highest"
 
     @property
     def out_len(self) -> int:
@@ -47,7 +51,26 @@ def cases() -> list[Case]:
         if seqlen <= 8192:  # more outputs than points of the transform
             found.append(Case("full", seqlen, seqlen // 3 + 1, "float16", index % 4 >= 2))
             found.append(Case("same", seqlen, seqlen + 5, "float32", False))
-    return found
+    return found + tensor_core_cases() + long_cases()
+
+
+def tensor_core_cases() -> list[Case]:
+    """Return convolutions that a GPU of compute capability 8.0 and later transforms on its tensor cores."""
+    return [
+        Case("causal", seqlen, seqlen, dtype, seqlen % 2 == 1, precision=precision)
+        for seqlen in (256, 1000, 4095, 8192, 16384)
+        for dtype, precision in (("bfloat16", "medium"), ("float16", "high"))
+    ]
+
+
+def long_cases() -> list[Case]:
+    """Return convolutions of rows that outgrow a block, and of rows that are cut into windows."""
+    return [
+        Case("causal", 40000, 40000, "float16", True),
+        Case("circular", 33001, 33001, "float32", False),
+        Case("same", 40001, 129, "float16", True),
+        Case("causal", 70000, 300, "float32", False),
+    ]
 
 
 def gradient_cases() -> list[Case]:
@@ -57,18 +80,19 @@ def gradient_cases() -> list[Case]:
         dtype, other = ("float16", "float32") if index % 2 else ("float32", "float16")
         found.append(Case("causal", seqlen, seqlen, dtype, index % 4 < 2))
         found.append(Case("circular", seqlen, seqlen, other, index % 4 >= 2, shared_filter=index % 3 == 0))
-    return found
+    return found + long_cases()
 
 
 def draw(case: Case, generator: np.random.Generator) -> dict[str, Any]:
     """Return NumPy arrays by the names of their arguments."""
     outputs = (BATCH, CHANNELS, case.out_len)
-    u = generator.standard_normal((BATCH, CHANNELS, case.seqlen)).astype(case.dtype)
+    dtype = NUMPY_DTYPES[case.dtype]
+    u = generator.standard_normal((BATCH, CHANNELS, case.seqlen)).astype(dtype)
     taps = (case.filter_len,) if case.shared_filter else (CHANNELS, case.filter_len)
     arrays = {"u": u, "k": generator.standard_normal(taps).astype(np.float32)}
     if case.extras:
-        arrays["in_gate"] = generator.standard_normal(u.shape).astype(case.dtype)
-        arrays["out_gate"] = generator.standard_normal(outputs).astype(case.dtype)
+        arrays["in_gate"] = generator.standard_normal(u.shape).astype(dtype)
+        arrays["out_gate"] = generator.standard_normal(outputs).astype(dtype)
         arrays["skip"] = generator.standard_normal(CHANNELS).astype(np.float32)
     return arrays
 
@@ -82,9 +106,10 @@ def check_outputs(case: Case, generator: np.random.Generator) -> list[str]:
     on_gpu = {name: cupy.asarray(array) for name, array in arrays.items()}
     taps = on_gpu.pop("k")
     wrong = []
-    for filt in (taps, prepare_filter(taps, seqlen=case.seqlen, mode=case.mode)):
-        error = relative_error(cupy.asnumpy(fftconv(k=filt, **on_gpu, mode=case.mode)), expected)
-        if not error < (1e-6 if case.dtype == "float32" else 5e-4):
+    options: dict[str, Any] = {"mode": case.mode, "precision": case.precision}
+    for filt in (taps, prepare_filter(taps, seqlen=case.seqlen, **options)):
+        error = relative_error(cupy.asnumpy(fftconv(k=filt, **on_gpu, **options)), expected)
+        if not error < BOUNDS[case.dtype] * (3 if case.precision == "high" else 1):
             wrong.append(f"{case}: {error:.2e}")
     return wrong
 
@@ -93,7 +118,9 @@ def check_gradients(case: Case, generator: np.random.Generator) -> list[str]:
     """Compute all gradients; return what is wrong."""
     arrays = draw(case, generator)
     # So small that gradients stay within float16.
-    dy = (generator.standard_normal((BATCH, CHANNELS, case.out_len)) / case.seqlen**0.5).astype(case.dtype)
+    dy = (generator.standard_normal((BATCH, CHANNELS, case.out_len)) / case.seqlen**0.5).astype(
+        NUMPY_DTYPES[case.dtype]
+    )
     expected = fftconv_vjp_reference(dy, **arrays, mode=case.mode)
     on_gpu = {name: cupy.asarray(array) for name, array in arrays.items()}
     grads = fftconv_vjp(cupy.asarray(dy), **on_gpu, mode=case.mode)
@@ -115,9 +142,14 @@ def main() -> int:
         wrong += check_outputs(case, generator)
     for case in gradient_cases():
         wrong += check_gradients(case, generator)
+    depthwise_calls, depthwise_wrong = sanitizer_depthwise.check_all()
+    wrong += depthwise_wrong
     for line in wrong:
         print("WRONG", line)
-    print(f"{2 * len(cases())} calls, {len(gradient_cases())} of gradients, {len(wrong)} wrong")
+    print(
+        f"{2 * len(cases())} calls, {len(gradient_cases())} of gradients, {depthwise_calls} depthwise, "
+        f"{len(wrong)} wrong"
+    )
     return len(wrong)
 
 

@@ -16,6 +16,7 @@ from fftconv_cupy.archs import ARCHS
 from fftconv_cupy.arrays import ArrayView
 from fftconv_cupy.errors import InvalidArgumentError, UnsupportedProblemError
 from fftconv_cupy.filters import FilterSpectrum
+from fftconv_cupy.plan import block_config
 from fftconv_cupy.problem import DTYPES, ITEM_BYTES, MODES
 from fftconv_cupy.readers import NUMPY_DTYPES
 
@@ -46,7 +47,7 @@ class NumpyLauncher:
     def check(self, problem, device):
         self.checked.append((problem, device))
 
-    def run(self, problem, u, filt, in_gate, out_gate, skip, out, stream):
+    def run(self, problem, u, filt, in_gate, out_gate, skip, out, stream, **known):
         self.calls.append((problem, u, stream))
         # What the kernels rely on.
         assert all(seen is None or seen.shape[-1] == 1 or seen.strides[-1] == 1 for seen in (u, in_gate, out_gate, out))
@@ -65,9 +66,16 @@ class NumpyLauncher:
             memory_of(skip),
             rows(memory_of(out)),
         )
+        strides = tuple(seen and seen.strides for seen in (u, in_gate, out_gate, out))
+        assert known["rows"] in (None, strides)  # only of a call whose arrays lay alike
+        return strides
 
-    def device_limits(self, device):
-        return ARCHS["sm_90"]
+    def runner(self, problem, device):
+        return self.run
+
+    def transform_of(self, problem, device):
+        strategy, config = block_config(problem, ARCHS["sm_90"])
+        return strategy, config.points
 
     def prepare(self, problem, k, stream):
         data, seen = arrays.empty(k, (16,), "float32", stream)

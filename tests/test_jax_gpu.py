@@ -195,7 +195,7 @@ def test_float64_and_empty_batches_are_left_to_xla(rng):
 
 
 def test_what_no_gpu_can_hold_is_refused_there_and_computed_on_the_cpu(rng):
-    u, k = np.zeros((1, 1, 1 << 20), np.float32), np.ones((1, 3), np.float32)
+    u, k = np.zeros((1, 1, 1 << 24), np.float32), np.ones((1, 1 << 20), np.float32)
     u[0, 0, -1] = 1.0
     for function in (fj.fftconv, jax.jit(fj.fftconv), jax.grad(lambda u, k: fj.fftconv(u, k).sum())):
         with pytest.raises(UnsupportedProblemError, match="FFT size"):

@@ -83,7 +83,7 @@ class NumpyLauncher:
 def launcher(monkeypatch):
     stands_in = NumpyLauncher()
     monkeypatch.setattr(execute, "_launch", stands_in)
-    monkeypatch.setattr(jax_primitives, "_cuda_devices", lambda: [0, DEVICE])
+    monkeypatch.setattr(jax_primitives, "cuda_devices", lambda: [0, DEVICE])
 
     class Device:
         def __init__(self, device):

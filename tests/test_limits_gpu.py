@@ -7,12 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fftconv_cupy import fftconv, prepare_filter
+from fftconv_cupy import fftconv, fftconv_vjp, prepare_filter
 from fftconv_cupy.archs import ARCHS
-from fftconv_cupy.errors import UnsupportedProblemError
-from fftconv_cupy.numeric import compare
+from fftconv_cupy.numeric import compare, compare_sum
 from fftconv_cupy.plan import max_points
-from fftconv_cupy.reference import fftconv_reference
+from fftconv_cupy.reference import fftconv_reference, fftconv_vjp_reference
 
 pytestmark = pytest.mark.gpu
 
@@ -20,12 +19,14 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(params=["sm_75", "sm_80", "sm_86", "sm_120"])
 def limits(request, monkeypatch):
     """Limits of a smaller architecture, with kernels compiled for this one."""
-    from fftconv_cupy import launch
+    from fftconv_cupy import api, devices, gpu, launch, launch_long, launch_long_vjp, launch_vjp, launch_windows
 
-    here = launch.device_limits(0).arch
-    played = replace(ARCHS[request.param], arch=here)
-    monkeypatch.setattr(launch, "device_limits", lambda device: played)
-    monkeypatch.setattr(launch, "_launchers", {})
+    played = replace(ARCHS[request.param], arch=devices.device_limits(0).arch)
+    for module in (gpu, launch, launch_long, launch_long_vjp, launch_vjp, launch_windows):
+        monkeypatch.setattr(module, "device_limits", lambda device: played)
+        if module is not gpu:
+            monkeypatch.setattr(module, "_launchers", {})
+    monkeypatch.setattr(api, "_calls", {})
     return played
 
 
@@ -43,9 +44,15 @@ def test_every_size_of_a_smaller_gpu_is_right(limits, rng):
             assert agreement.ok, (mode, seqlen, agreement)
 
 
-def test_one_point_more_than_a_smaller_gpu_holds_is_refused(limits):
+def test_rows_that_outgrow_a_block_of_a_smaller_gpu_are_right(limits, rng):
     import cupy
 
-    seqlen = max_points(limits) + 1
-    with pytest.raises(UnsupportedProblemError, match="Shorten"):
-        fftconv(cupy.zeros((1, seqlen), "float16"), cupy.zeros((1, seqlen), "float32"))
+    for seqlen in (max_points(limits) + 1, 2 * max_points(limits)):
+        u, dy = (rng.standard_normal((3, 2, seqlen)).astype(np.float16) for _ in range(2))
+        k = rng.standard_normal((2, seqlen)).astype(np.float32)
+        on_gpu, taps = cupy.asarray(u), cupy.asarray(k)
+        size = 2 * seqlen
+        assert compare(cupy.asnumpy(fftconv(on_gpu, taps)), fftconv_reference(u, k), "float16", fft_size=size).ok
+        grads, expected = fftconv_vjp(cupy.asarray(dy), on_gpu, taps), fftconv_vjp_reference(dy, u, k)
+        assert compare(cupy.asnumpy(grads.u), expected.u, "float16", fft_size=size).ok
+        assert compare_sum(cupy.asnumpy(grads.k), expected.k, "float32").ok

@@ -174,6 +174,20 @@ def test_the_context_is_put_back_after_a_failed_launch(cuda: FakeCuda) -> None:
     assert cuda.current == 102
 
 
+def test_an_early_launch_goes_to_the_driver_itself(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses = iter((0, 1))
+    launched = []
+    monkeypatch.setattr(compile, "launch_early", lambda *arguments: launched.append(arguments[1:5]) or next(statuses))
+    kernel = compile.load_kernel(scratch_spec(), "sm_90", 2048, 1)
+    cuda.current = 102
+    kernel.launch((2, 3, 4), 128, Params(), 99, is_early=True)
+    with pytest.raises(FakeDriverError):
+        kernel.launch((2, 3, 4), 128, Params(), 99, is_early=True)
+    assert launched == [((2, 3, 4), 128, 2048, 99)] * 2
+    assert cuda.launches == []
+    assert cuda.current == 102
+
+
 @pytest.fixture
 def real_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that loads the scratch kernel of so much shared memory on a device of this machine."""
@@ -209,6 +223,37 @@ def test_launch_on_the_gpu(real_kernel: Any, smem_bytes: int, in_memory: bool, t
         _launch_into(real_kernel(smem_bytes), out, cupy.cuda.get_current_stream().ptr)
         assert (out == 6).all()
     assert len(list((tmp_path).rglob(f"{ENTRY}*.cubin"))) == (0 if in_memory else 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "captured"])
+def test_an_early_launch(real_kernel: Any, in_graph: bool) -> None:
+    import cupy
+
+    if int(cupy.cuda.Device(0).compute_capability) < 90:
+        pytest.skip("this needs a GPU of compute capability 9.0")
+    out, kernel = cupy.zeros(1000, cupy.float32), real_kernel()
+    params = Params(out=out.data.ptr, value=2.0, count=out.size)
+    cupy.cuda.Device().synchronize()
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        if in_graph:
+            stream.begin_capture()
+        kernel.launch((1, 1, 1), 256, Params(out=out.data.ptr, value=9.0, count=out.size), stream.ptr)
+        kernel.launch((1, 1, 1), 256, params, stream.ptr, is_early=True)
+        if in_graph:
+            stream.end_capture().launch(stream)
+        stream.synchronize()
+    # The scratch kernel does not wait for the one before: either may have written last.
+    assert set(cupy.asnumpy(out)) <= {6.0, 27.0}
+    assert 6.0 in cupy.asnumpy(out)
+
+
+@pytest.mark.gpu
+def test_an_early_launch_that_fails_is_an_error(real_kernel: Any) -> None:
+    import cupy
+
+    with pytest.raises(cupy.cuda.driver.CUDADriverError):
+        real_kernel().launch((1, 1, 1), 4096, Params(), 0, is_early=True)
 
 
 @pytest.mark.gpu

@@ -36,7 +36,7 @@ def test_base_dependencies_are_three_and_no_framework():
     base = [re.match(r"[\w-]+", line)[0] for line in required if "extra ==" not in line]
     assert sorted(base) == ["click", "ml_dtypes", "numpy"]
     extras = metadata.metadata("fftconv-cupy").get_all("Provides-Extra")
-    assert sorted(extras) == ["cuda12", "cuda13", "dev", "examples", "jax", "plot", "test", "torch"]
+    assert sorted(extras) == ["cuda12", "cuda13", "dev", "docs", "examples", "jax", "plot", "test", "torch"]
     assert not any("[ctk]" in line for line in required)
 
 

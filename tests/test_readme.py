@@ -18,7 +18,8 @@ from fftconv_cupy.reference import fftconv_reference, fftconv_vjp_reference
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text()
-NAMES = ("torch", "prepared", "gradients", "layer", "flashfftconv", "jax")  # of the snippets, in their order
+# Of the snippets, in their order.
+NAMES = ("torch", "prepared", "gradients", "state", "layer", "flashfftconv", "jax", "depthwise")
 SNIPPETS = dict(zip(NAMES, re.findall(r"```python\n(.*?)```", README, re.DOTALL), strict=True))
 STATED_SHAPE = re.compile(r"^([\w.]+)(?: = .*?)?  # \((\d+(?:, \d+)*)\)", re.MULTILINE)
 
@@ -114,6 +115,14 @@ def test_the_gradients_are_those_of_the_loss_that_is_named(run):
     assert (losses[0] - losses[1]) / 2e-4 == pytest.approx((grads.k * towards).sum(), rel=1e-6)
 
 
+def test_the_parts_of_a_stream_are_those_of_one_call(run):
+    names = run("state")
+    assert names["stated"] == ["rest", "state"]
+    whole = names["fftconv"](names["u"], names["k"])
+    assert np.allclose(names["first"], whole[..., :40_000])
+    assert np.allclose(names["rest"], whole[..., 40_000:])
+
+
 @places
 def test_the_layer_is_compiled_and_trained(run, place):
     names = run("layer", place)
@@ -151,6 +160,18 @@ def test_the_jax_step_lowers_the_loss(run, place):
     for _ in range(2):
         before, (value, k) = value, names["step"](k, names["u"], names["u"])
         assert value < 0.8 * before
+
+
+def test_a_step_after_the_short_convolution_goes_on_from_its_state(run):
+    names = run("depthwise")
+    assert names["stated"] == ["weight.grad", "y"]
+    x, weight, state, y = (names[name] for name in ("x", "weight", "state", "y"))
+    assert (state.shape, str(state.dtype), str(y.dtype)) == ((2, 64, 3), "torch.bfloat16", "torch.bfloat16")
+    # The state has taken up the new point; the two before it are the last of x.
+    assert np.array_equal(host(state)[..., :2], host(x)[:, -2:].transpose(0, 2, 1))
+    points = np.concatenate((host(x)[:, -3:-2].transpose(0, 2, 1), host(state)), axis=-1).astype(np.float64)
+    z = (points * host(weight)).sum(axis=-1)
+    assert numeric.compare(host(y), z / (1 + np.exp(-z)), "bfloat16").ok
 
 
 def test_jax_has_no_half_precision_transform(run):

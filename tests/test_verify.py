@@ -69,7 +69,8 @@ def test_the_numpy_backend_passes_and_no_gpu_is_claimed(tmp_path):
     assert content["summary"] == closing
     outputs = {"accuracy", "repeats", "confinement"}
     gradients = {"gradients", "gradient repeats", "gradient confinement"}
-    assert {finding["check"] for finding in content["findings"]} == outputs | gradients
+    short = {"depthwise", *(f"depthwise {check}" for check in ("gradients", "repeats", "confinement", "update"))}
+    assert {finding["check"] for finding in content["findings"]} == outputs | gradients | short
     assert {finding["dtype"] for finding in content["findings"]} == set(CPU_DTYPES)
     assert {"version", "numpy", "python", "cache", "commit", "command"} <= set(content["environment"])
 

@@ -25,7 +25,7 @@ from cuda.pathfinder import find_nvidia_header_directory
 
 _HERE = Path(__file__).parent
 _HEADER = _HERE / "cuda_host.h"
-_RUNTIME = ("runtime.cpp", "warp.cpp", "mbarrier.cpp", "race.cpp")
+_RUNTIME = ("runtime.cpp", "warp.cpp", "cluster.cpp", "mbarrier.cpp", "race.cpp")
 _RUNTIME_HEADERS = ("cuda_host.h", "runtime.h", "stubs/crt/host_defines.h", "stubs/nv/target")
 
 # CUDA code reads memory through pointers of other types; multiply and add are fused only where the source says fmaf.
@@ -40,6 +40,7 @@ _RACE_FLAGS = ("-fsanitize=thread", "-fsanitize=alignment", "-fno-sanitize-recov
 # No sanitizer at the link: the callbacks are the runtime's own.
 _LINK_FLAGS = ("-shared", "-fno-sanitize=undefined")
 _DYNAMIC_SHARED = re.compile(r"\bextern\s+__shared__\s+(\w+)\s+(\w+)\s*\[\s*\]")
+_CLUSTER = re.compile(r"\b__cluster_dims__\s*\(\s*(\w+)")
 
 
 class NoCompilerError(RuntimeError):
@@ -94,7 +95,8 @@ def build_kernel(source: str, entry: str, race_check: bool) -> Path:
     _, flags, _ = _toolchain()
     dynamic = _DYNAMIC_SHARED.search(source)
     kind, name = dynamic.groups() if dynamic else ("float4", "s_none")
-    text = f"{source}\nFFTCONV_HOST_ENTRY({entry}, {kind}, {name})\n"
+    cluster = _CLUSTER.search(source)
+    text = f"{source}\nFFTCONV_HOST_ENTRY({entry}, {kind}, {name}, {cluster[1] if cluster else 1})\n"
     options = (*flags, *_KERNEL_FLAGS, *(_RACE_FLAGS if race_check else ()))
     return _shared_object(entry, text, options, _host_header(options), (str(_runtime_library()),))
 

@@ -2,7 +2,8 @@
 // source; the functions declared here are defined in runtime.cpp, race.cpp and mbarrier.cpp.
 //
 // What is modelled: threads of a 1-D block as fibers, shared memory, barriers, warp exchanges, mbarriers with bulk
-// copies. What is not: bank conflicts, occupancy, register limits, memory ordering between blocks, timing.
+// copies, clusters of blocks along x. What is not: bank conflicts, occupancy, register limits, memory ordering between
+// blocks, timing.
 #pragma once
 #define FFTCONV_HOST 1
 #define __CUDA_RUNTIME_API_H__  // vector_functions.h asks for the whole runtime API and uses nothing of it
@@ -55,6 +56,14 @@ void fftconv_host_bulk_copy(void* dst, const void* src, unsigned bytes, unsigned
 // True when the phase of that parity has completed; when it has not, other threads get a turn before it returns false.
 bool fftconv_host_mbarrier_try_wait_parity(unsigned long long* bar, unsigned parity);
 void fftconv_host_mbarrier_wait_parity(unsigned long long* bar, unsigned parity);
+// Adds to a number that blocks share, and returns what it was; no race with others that do so, or that read it.
+unsigned fftconv_host_atomic_add(unsigned* address, unsigned value);
+// The barrier of all threads of a cluster, in its two halves.
+void fftconv_host_cluster_arrive();
+void fftconv_host_cluster_wait();
+// st.async: writes to where `target` of the own shared memory lies in that of the block of `rank`, and counts the bytes
+// at the mbarrier that lies there as `bar` does here; as for a bulk copy, early or late.
+void fftconv_host_store_async(void* target, unsigned long long* bar, int rank, const void* value, unsigned bytes);
 // Stops the launch with an error.
 void fftconv_host_trap(const char* what);
 
@@ -64,6 +73,7 @@ struct FftconvHostKernel {
   size_t params_bytes;
   void* dynamic_shared;
   size_t dynamic_shared_bytes;
+  unsigned cluster_blocks;
 };
 struct FftconvHostLaunch {
   unsigned grid[3], threads, smem_bytes;
@@ -172,6 +182,8 @@ inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fsqrt_rn(float a) { return sqrtf(a); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __expf(float a) { return expf(a); }
 inline float rsqrtf(float a) { return (float)(1.0 / sqrt((double)a)); }
 inline void sincospif(float x, float* s, float* c) {
   double turns = (double)x * 3.14159265358979323846;
@@ -195,6 +207,8 @@ constexpr T max(T a, T b) {
 }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
+inline unsigned atomicAdd(unsigned* address, unsigned value) { return fftconv_host_atomic_add(address, value); }
+inline void __nanosleep(unsigned) { fftconv_host_yield(); }
 inline void __trap() { fftconv_host_trap("__trap()"); }
 
 // The end of the generated source: defines the dynamic shared memory, which the kernel declares as `extern __shared__
@@ -209,10 +223,10 @@ void fftconv_host_call(void (*kernel)(P), const void* params) {
 }
 #define FFTCONV_HOST_SHARED_BYTES 232448
 #define FFTCONV_HOST_RED_ZONE 4096
-#define FFTCONV_HOST_ENTRY(entry, type, name)                                                              \
-  alignas(128) thread_local type name[(FFTCONV_HOST_SHARED_BYTES + FFTCONV_HOST_RED_ZONE) / sizeof(type)]; \
-  extern "C" __attribute__((visibility("default"))) int fftconv_host_run(FftconvHostLaunch* launch) {      \
-    const auto call = [](const void* params) { fftconv_host_call(entry, params); };                        \
-    const FftconvHostKernel kernel = {call, fftconv_host_params_bytes(entry), name, sizeof(name)};         \
-    return fftconv_host_launch(&kernel, launch);                                                           \
+#define FFTCONV_HOST_ENTRY(entry, type, name, cluster_blocks)                                                      \
+  alignas(128) thread_local type name[(FFTCONV_HOST_SHARED_BYTES + FFTCONV_HOST_RED_ZONE) / sizeof(type)];         \
+  extern "C" __attribute__((visibility("default"))) int fftconv_host_run(FftconvHostLaunch* launch) {              \
+    const auto call = [](const void* params) { fftconv_host_call(entry, params); };                                \
+    const FftconvHostKernel kernel = {call, fftconv_host_params_bytes(entry), name, sizeof(name), cluster_blocks}; \
+    return fftconv_host_launch(&kernel, launch);                                                                   \
   }

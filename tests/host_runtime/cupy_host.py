@@ -7,6 +7,7 @@ streams made by CuPy, DLPack and the CUDA array interface do not work; use :func
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,9 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import fftconv_cupy.api
 import fftconv_cupy.arrays
 import fftconv_cupy.launch
+import fftconv_cupy.launch_long
+import fftconv_cupy.launch_long_vjp
+import fftconv_cupy.launch_mma
 import fftconv_cupy.launch_vjp
+import fftconv_cupy.launch_windows
+import fftconv_cupy.launch_windows_vjp
 from host_runtime.guarded import guarded_memory
 from host_runtime.harness import host_loader
 
@@ -101,12 +108,27 @@ def host_backed_gpu(
         patch.setattr(cupy.cuda, "Device", device)
         patch.setattr(cupy.cuda.runtime, "getDevice", lambda: 0)
         patch.setattr(cupy.cuda.runtime, "streamIsCapturing", lambda handle: False)
+        patch.setattr(
+            cupy.cuda.runtime, "memsetAsync", lambda ptr, value, size, stream: ctypes.memset(ptr, value, size)
+        )
         patch.setattr(cupy, "asarray", to_cupy)
         patch.setattr(fftconv_cupy.arrays, "unit_stride", _unit_stride)
-        for module in (launch, launch_vjp):
+        for module in (
+            launch,
+            launch_vjp,
+            fftconv_cupy.launch_windows,
+            fftconv_cupy.launch_windows_vjp,
+            fftconv_cupy.launch_long,
+            fftconv_cupy.launch_long_vjp,
+            fftconv_cupy.launch_mma,
+        ):
             patch.setattr(module, "load_kernel", loader)
             patch.setattr(module, "_launchers", {})
         patch.setattr(launch, "_tables", {})
+        patch.setattr(fftconv_cupy.launch_long, "_tables", {})
+        patch.setattr(fftconv_cupy.launch_mma, "_tables", {})
+        patch.setattr(fftconv_cupy.launch_windows, "_state_kernels", {})
+        patch.setattr(fftconv_cupy.api, "_calls", {})  # which remember what computes them on the GPU that is played
         cupy.cuda.set_allocator(_allocate)
         launch.device_limits.cache_clear()
         try:

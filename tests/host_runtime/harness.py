@@ -138,7 +138,13 @@ class HostLoadedKernel:
         self.smem_bytes = smem_bytes
 
     def launch(
-        self, grid: tuple[int, int, int], threads: int, params: ctypes.Structure, stream: int, address: int = 0
+        self,
+        grid: tuple[int, int, int],
+        threads: int,
+        params: ctypes.Structure,
+        stream: int,
+        address: int = 0,
+        is_early: bool = False,
     ) -> None:
         """Run the kernel at once."""
         self.kernel.launch(grid, threads, self.smem_bytes, params)

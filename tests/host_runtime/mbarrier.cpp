@@ -7,14 +7,16 @@ namespace host {
 namespace {
 
 struct Copy {
-  void* destination;
-  const void* source;
+  void* destination;   // in the shared memory of the barrier's block
+  const void* source;  // or null: `value`
   unsigned bytes;
+  char value[16];
 };
 constexpr unsigned kMaxCopies = 16;  // outstanding on one mbarrier
 
 struct Barrier {
   unsigned long long* word;
+  unsigned rank;             // of its block
   unsigned count, arrivals;  // arrivals still missing in this phase
   int64_t bytes;             // expected less copied in this phase
   uint32_t phase;            // phases completed
@@ -39,21 +41,30 @@ void do_copies(unsigned i) {
   Barrier& b = barriers[i];
   if (!b.copy_count) return;
   for (unsigned c = 0; c < b.copy_count; ++c) {
-    memcpy(b.copies[c].destination, b.copies[c].source, b.copies[c].bytes);
-    b.bytes -= b.copies[c].bytes;
+    const Copy& copy = b.copies[c];
+    memcpy(place_of(copy.destination, b.rank), copy.source ? copy.source : copy.value, copy.bytes);
+    b.bytes -= copy.bytes;
   }
   b.copy_count = 0;
   rt.progress = true;
   complete_if_done(i);
 }
 
-unsigned find(unsigned long long* word, const char* what) {
-  if (rt.race_check) race_access(word, sizeof(*word), false);
+unsigned find(unsigned long long* word, const char* what, unsigned rank = rt.rank) {
+  if (rt.race_check && rank == rt.rank) race_access(word, sizeof(*word), false);
   for (unsigned i = 0; i < barrier_count; ++i)
-    if (barriers[i].word == word) return i;
+    if (barriers[i].word == word && barriers[i].rank == rank) return i;
   fail(kMisuse, "thread %u: %s on an mbarrier that was not initialised, at %s", rt.current, what,
        describe_address(word));
   return 0;
+}
+
+void add_copy(unsigned i, const Copy& copy) {
+  Barrier& b = barriers[i];
+  if (b.copy_count == kMaxCopies) do_copies(i);
+  b.copies[b.copy_count++] = copy;
+  b.must_wait = b.phase + 1;
+  if (rt.order == kAscending || (rt.order == kRandom && next_random() % 2)) do_copies(i);
 }
 
 void arrive(unsigned i) {
@@ -85,11 +96,12 @@ extern "C" void fftconv_host_mbarrier_init(unsigned long long* bar, unsigned cou
     fail(kMisuse, "mbarrier init at %s: needs 8 aligned bytes of shared memory and a count", describe_address(bar));
   if (rt.race_check) race_access(bar, sizeof(*bar), true);
   for (unsigned i = 0; i < barrier_count; ++i)
-    if (barriers[i].word == bar) fail(kMisuse, "the mbarrier at %s is initialised twice", describe_address(bar));
+    if (barriers[i].word == bar && barriers[i].rank == rt.rank)
+      fail(kMisuse, "the mbarrier at %s is initialised twice", describe_address(bar));
   if (barrier_count == kMaxBarriers) fail(kMisuse, "more than %u mbarriers", kMaxBarriers);
   Barrier& b = barriers[barrier_count];
   b = Barrier{};
-  b.word = bar, b.count = b.arrivals = count;
+  b.word = bar, b.rank = rt.rank, b.count = b.arrivals = count;
   *bar = barrier_count++;
 }
 
@@ -103,16 +115,25 @@ extern "C" void fftconv_host_mbarrier_arrive_expect_tx(unsigned long long* bar, 
 
 extern "C" void fftconv_host_bulk_copy(void* dst, const void* src, unsigned bytes, unsigned long long* bar) {
   unsigned i = find(bar, "bulk copy");
-  Barrier& b = barriers[i];
   if (((uintptr_t)dst | (uintptr_t)src | bytes) % 16)
     fail(kMisuse, "bulk copy of %u bytes from %p to %s: not all multiples of 16", bytes, src, describe_address(dst));
   if ((char*)dst < rt.shared || (char*)dst + bytes > rt.shared + rt.shared_size)
     fail(kMisuse, "bulk copy to %s: not shared memory", describe_address(dst));
-  if (rt.race_check) race_async_write(dst, bytes, i);
-  if (b.copy_count == kMaxCopies) do_copies(i);
-  b.copies[b.copy_count++] = {dst, src, bytes};
-  b.must_wait = b.phase + 1;
-  if (rt.order == kAscending || (rt.order == kRandom && next_random() % 2)) do_copies(i);
+  if (rt.race_check) race_async_write(dst, bytes, i, rt.rank);
+  add_copy(i, {dst, src, bytes});
+}
+
+extern "C" void fftconv_host_store_async(void* target, unsigned long long* bar, int rank, const void* value,
+                                         unsigned bytes) {
+  check_target(target, bytes, rank);
+  unsigned i = find(bar, "st.async", rank);
+  Copy copy = {target, nullptr, bytes};
+  memcpy(copy.value, value, bytes);
+  if (rt.race_check) {
+    race_async_write(target, bytes, i, rank);
+    race_release_to(i);
+  }
+  add_copy(i, copy);
 }
 
 extern "C" bool fftconv_host_mbarrier_try_wait_parity(unsigned long long* bar, unsigned parity) {

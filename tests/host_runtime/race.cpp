@@ -2,11 +2,11 @@
 // every load and store reports here. Two accesses to the same two bytes, one of them a write, by two threads, are a
 // race unless ordered:
 //  - a __syncthreads of the block lies between them,
-//  - or a chain of __syncwarp and of mbarrier arrivals and waits does (vector clocks).
+//  - or a chain of __syncwarp, of mbarrier arrivals and waits and of those at a cluster's barrier does (vector clocks).
 // Shuffles and votes order nothing, as in CUDA. Bulk copies count as a thread of their own, which only waits order.
-// Blocks are never ordered, so a write shared by two blocks is a race. Threads' own stacks are left out. Writes of
-// single bytes that are neighbours look like a race, and memcpy of memory that threads share may go unseen (g++ does
-// not instrument it).
+// Other blocks than those of a cluster are never ordered, so a write shared by two is a race. Threads' own stacks are
+// left out. Writes of single bytes that are neighbours look like a race, and memcpy of memory that threads share may go
+// unseen (g++ does not instrument it).
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +16,8 @@
 
 namespace host {
 namespace {
+
+// In this file the "block" of an access is the cluster, whose threads are numbered through.
 
 // An access: block serial (21 bits), thread (11 bits; kMaxThreads + b is the copies of mbarrier b), time (32 bits). 0:
 // none.
@@ -32,14 +34,17 @@ constexpr size_t kPageBytes = 4096, kPageCells = kPageBytes / 2;
 // Times grow through the launch. A thread's time moves on at each of its releases; clock[t][s] is the last time of s
 // that t has seen.
 constexpr unsigned kClocks = kMaxThreads + kMaxBarriers;
-uint32_t now, seen_by_all, thread_time[kMaxThreads];
+uint32_t now, seen_by_all[kMaxClusterBlocks], thread_time[kMaxThreads];
 uint32_t (*clock_of)[kClocks];  // [kMaxThreads]
 uint32_t arrived[kMaxBarriers][kClocks], completed[kMaxBarriers][kClocks];
-uint32_t copies_seen_by_all[kMaxBarriers];
+uint32_t copies_seen_by_all[kMaxClusterBlocks][kMaxBarriers];
+uint32_t cluster_arrived[kClocks], cluster_completed[kClocks];
 bool barriers_used;  // in this block
 uint64_t block_serial;
 
-Cell* shared_cells;
+Cell* shared_cells;  // [blocks of a cluster][shared_size / 2]
+Cell* cells_of_block(unsigned rank) { return shared_cells + rank * (rt.shared_size / 2); }
+unsigned block_of(unsigned thread) { return thread / rt.block_threads; }
 
 // Shadow of global memory: pages found by open addressing.
 struct Page {
@@ -57,6 +62,19 @@ void join(uint32_t* to, const uint32_t* from, unsigned begin, unsigned end) {
 void join_all(uint32_t* to, const uint32_t* from) {
   join(to, from, 0, rt.threads);
   join(to, from, kMaxThreads, kClocks);
+}
+
+// What the running thread has done and seen comes before what any thread does that joins `clock`.
+void release_clock(uint32_t* clock) {
+  const unsigned me = rt.current, first = rt.rank * rt.block_threads;
+  clock_of[me][me] = thread_time[me];
+  join_all(clock, clock_of[me]);
+  if (rt.blocks > 1) {  // else those who join it have seen that too
+    for (unsigned t = first; t < first + rt.block_threads; ++t)
+      if (clock[t] < seen_by_all[rt.rank]) clock[t] = seen_by_all[rt.rank];
+    join(clock + kMaxThreads, copies_seen_by_all[rt.rank], 0, kMaxBarriers);
+  }
+  thread_time[me] = ++now;
 }
 
 Page* page_slot(uintptr_t number) {
@@ -95,8 +113,9 @@ bool ordered(Access a, unsigned me, bool is_shared) {
   unsigned thread = access_thread(a);
   if (!same_block(a)) return is_shared || !a;
   if (thread == me) return true;
-  if (thread < kMaxThreads && access_time(a) <= seen_by_all) return true;
-  if (thread >= kMaxThreads && access_time(a) <= copies_seen_by_all[thread - kMaxThreads]) return true;
+  if (thread < kMaxThreads && block_of(thread) == block_of(me) && access_time(a) <= seen_by_all[block_of(me)])
+    return true;
+  if (thread >= kMaxThreads && access_time(a) <= copies_seen_by_all[block_of(me)][thread - kMaxThreads]) return true;
   return me < kMaxThreads && access_time(a) <= clock_of[me][thread];
 }
 
@@ -127,12 +146,13 @@ void add_reader(Cell& cell, Access access, unsigned me, bool is_shared) {
     cell.reads[1] = access;
 }
 
-void access_as(unsigned me, uint32_t time, const void* address, size_t size, bool writes) {
+// `rank`: of the block whose shared memory it may be.
+void access_as(unsigned me, uint32_t time, const void* address, size_t size, bool writes, unsigned rank) {
   uintptr_t first = (uintptr_t)address & ~(uintptr_t)1, end = (uintptr_t)address + size;
   bool is_shared = (uintptr_t)address - (uintptr_t)rt.shared < rt.shared_size;
   const Access access = block_serial << 43 | (uint64_t)me << 32 | time;
   for (uintptr_t a = first; a < end; a += 2) {
-    Cell& cell = is_shared ? shared_cells[(a - (uintptr_t)rt.shared) / 2] : *global_cells(a);
+    Cell& cell = is_shared ? cells_of_block(rank)[(a - (uintptr_t)rt.shared) / 2] : *global_cells(a);
     if (!writes && (cell.reads[0] == access || cell.reads[1] == access)) continue;
     if (cell.write != access && !ordered(cell.write, me, is_shared))
       return report(cell.write, true, me, writes, address, size);
@@ -153,7 +173,9 @@ void race_launch() {
   memset(clock_of, 0, sizeof(uint32_t[kMaxThreads][kClocks]));
   memset(arrived, 0, sizeof(arrived));
   memset(completed, 0, sizeof(completed));
-  shared_cells = (Cell*)calloc(rt.shared_size / 2 + 1, sizeof(Cell));
+  memset(cluster_arrived, 0, sizeof(cluster_arrived));
+  memset(cluster_completed, 0, sizeof(cluster_completed));
+  shared_cells = (Cell*)calloc(rt.blocks * (rt.shared_size / 2) + 1, sizeof(Cell));
   now = 0, block_serial = 0;
 }
 
@@ -168,14 +190,20 @@ void race_block() {
   if (++block_serial >> 21) fail(kMisuse, "the race check takes up to 2 million blocks a launch");
   barriers_used = false;
   memset(copies_seen_by_all, 0, sizeof(copies_seen_by_all));
-  race_syncthreads();
+  for (unsigned rank = 0; rank < rt.blocks; ++rank) race_syncthreads(rank);
 }
 
-void race_syncthreads() {
-  seen_by_all = now++;
-  for (unsigned t = 0; t < rt.threads; ++t) thread_time[t] = now;
+void race_syncthreads(unsigned rank) {
+  seen_by_all[rank] = now++;
+  const unsigned first = rank * rt.block_threads, end = first + rt.block_threads;
+  for (unsigned t = first; t < end; ++t) thread_time[t] = now;
+  if (rt.blocks > 1) {  // what one thread has seen of other blocks, all have
+    uint32_t seen[kMaxThreads] = {};
+    for (unsigned t = first; t < end; ++t) join(seen, clock_of[t], 0, rt.threads);
+    for (unsigned t = first; t < end; ++t) join(clock_of[t], seen, 0, rt.threads);
+  }
   if (!barriers_used) return;
-  for (unsigned t = 0; t < rt.threads; ++t) join(copies_seen_by_all, clock_of[t] + kMaxThreads, 0, kMaxBarriers);
+  for (unsigned t = first; t < end; ++t) join(copies_seen_by_all[rank], clock_of[t] + kMaxThreads, 0, kMaxBarriers);
 }
 
 void race_syncwarp(unsigned first, unsigned mask) {
@@ -202,27 +230,34 @@ void race_syncwarp(unsigned first, unsigned mask) {
 }
 
 void race_access(const void* address, size_t size, bool writes) {
-  if (!in_stacks((uintptr_t)address)) access_as(rt.current, thread_time[rt.current], address, size, writes);
+  if (!shared_cells) return;  // what leads to a launch
+  if (!in_stacks((uintptr_t)address)) access_as(rt.current, thread_time[rt.current], address, size, writes, rt.rank);
 }
 
-void race_async_write(const void* address, size_t size, unsigned barrier) {
+void race_cluster_arrive() { release_clock(cluster_arrived); }
+
+void race_cluster_complete() { memcpy(cluster_completed, cluster_arrived, sizeof(cluster_completed)); }
+
+void race_cluster_wait() { join_all(clock_of[rt.current], cluster_completed); }
+
+void race_async_write(const void* address, size_t size, unsigned barrier, unsigned rank) {
   // The copy is issued after what its thread has seen, and like it must not meet accesses of others that are not
   // ordered.
   barriers_used = true;
   unsigned me = rt.current;
-  access_as(me, thread_time[me], address, size, true);
+  access_as(me, thread_time[me], address, size, true, rank);
   const Access access = block_serial << 43 | (uint64_t)(kMaxThreads + barrier) << 32 | ++now;
   for (size_t i = 0; i < size; i += 2)
-    shared_cells[((uintptr_t)address + i - (uintptr_t)rt.shared) / 2] = {access, {0, 0}};
+    cells_of_block(rank)[((uintptr_t)address + i - (uintptr_t)rt.shared) / 2] = {access, {0, 0}};
 }
 
 void race_arrive(unsigned barrier) {
   barriers_used = true;
-  unsigned me = rt.current;
-  clock_of[me][me] = thread_time[me];
-  join_all(arrived[barrier], clock_of[me]);
-  thread_time[me] = ++now;
+  release_clock(arrived[barrier]);
 }
+
+// Whoever waits for an asynchronous write of this thread comes after what the thread did before.
+void race_release_to(unsigned barrier) { release_clock(arrived[barrier]); }
 
 void race_complete(unsigned barrier) {
   memcpy(completed[barrier], arrived[barrier], sizeof(completed[barrier]));

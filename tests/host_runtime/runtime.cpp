@@ -1,8 +1,8 @@
-// Runs a kernel on the CPU: one fiber per CUDA thread, one block after another. A thread runs until it blocks; which
-// one runs next is the chosen order. One shared object of its own, which every kernel's shared object is linked with.
+// Runs a kernel on the CPU: one fiber per CUDA thread, one block (or cluster of blocks) after another. A thread runs
+// until it blocks; which one runs next is the chosen order. One shared object of its own, which every kernel's shared
+// object is linked with.
 #include "runtime.h"
 
-#include <link.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -150,6 +150,8 @@ void fail(Failure kind, const char* format, ...) {
 
 static void fiber_main() {
   kernel->call(params);
+  if (rt.thread[rt.current].has_arrived)
+    fail(kMisuse, "thread %u ends between two halves of a cluster's barrier", rt.current);
   rt.thread[rt.current].state = kDone;
   back_to_scheduler();
 }
@@ -162,6 +164,7 @@ static void start_fiber(unsigned t) {
   frame[kReturnWord] = (void*)&fiber_main;
   rt.thread[t].stack_pointer = frame;
   rt.thread[t].state = kReady;
+  rt.thread[t].has_arrived = false;
 }
 
 bool same_site(const Site& a, const Site& b) {
@@ -169,17 +172,19 @@ bool same_site(const Site& a, const Site& b) {
 }
 
 static void release_block_barrier(FftconvHostReduce reduce) {
+  const int threads = (int)rt.block_threads;
+  Thread* first = rt.thread + rt.rank * rt.block_threads;
   int sum = 0;
-  for (unsigned t = 0; t < rt.threads; ++t) sum += rt.thread[t].predicate != 0;
-  int result = reduce == FFTCONV_HOST_COUNT ? sum : reduce == FFTCONV_HOST_AND ? sum == (int)rt.threads : sum != 0;
-  for (unsigned t = 0; t < rt.threads; ++t) {
-    rt.thread[t].state = kReady;
-    rt.thread[t].predicate = result;
+  for (int t = 0; t < threads; ++t) sum += first[t].predicate != 0;
+  int result = reduce == FFTCONV_HOST_COUNT ? sum : reduce == FFTCONV_HOST_AND ? sum == threads : sum != 0;
+  for (int t = 0; t < threads; ++t) {
+    first[t].state = kReady;
+    first[t].predicate = result;
   }
-  rt.last_barrier = rt.barrier;
-  rt.arrived = 0;
+  rt.last_barrier = rt.block[rt.rank].barrier;
+  rt.block[rt.rank].arrived = 0;
   rt.released = kBlock;
-  if (rt.race_check) race_syncthreads();
+  if (rt.race_check) race_syncthreads(rt.rank);
 }
 
 extern "C" int fftconv_host_syncthreads(FftconvHostReduce reduce, int predicate, const char* file, int line) {
@@ -187,11 +192,12 @@ extern "C" int fftconv_host_syncthreads(FftconvHostReduce reduce, int predicate,
   me.site = {file, line};
   me.predicate = predicate;
   me.state = kAtBlockBarrier;
-  if (rt.arrived++ == 0) rt.barrier = me.site;
-  if (!same_site(rt.barrier, me.site))
+  Block& block = rt.block[rt.rank];
+  if (block.arrived++ == 0) block.barrier = me.site;
+  if (!same_site(block.barrier, me.site))
     fail(kDivergent, "divergent barrier: thread %u is at %s:%d, others at %s:%d", rt.current, base_name(file), line,
-         base_name(rt.barrier.file), rt.barrier.line);
-  if (rt.arrived == rt.threads) release_block_barrier(reduce);
+         base_name(block.barrier.file), block.barrier.line);
+  if (block.arrived == rt.block_threads) release_block_barrier(reduce);
   back_to_scheduler();
   return me.predicate;
 }
@@ -201,15 +207,20 @@ extern "C" void fftconv_host_yield() {
   back_to_scheduler();
 }
 
+extern "C" unsigned fftconv_host_atomic_add(unsigned* address, unsigned value) {
+  const unsigned before = *address;
+  *address += value;
+  return before;
+}
+
 extern "C" void fftconv_host_trap(const char* what) { fail(kMisuse, "thread %u: %s", rt.current, what); }
 
 // No thread can run: says why.
 static void diagnose() {
-  int done = -1, block = -1, warp = -1, spinning = -1;
-  for (unsigned t = 0; t < rt.threads; ++t) {
-    State state = rt.thread[t].state;
-    (state == kDone ? done : state == kAtBlockBarrier ? block : state == kAtWarp ? warp : spinning) = (int)t;
-  }
+  int by_state[kDone + 1] = {-1, -1, -1, -1, -1};
+  for (unsigned t = 0; t < rt.threads; ++t) by_state[rt.thread[t].state] = (int)t;
+  const int done = by_state[kDone], block = by_state[kAtBlockBarrier], warp = by_state[kAtWarp];
+  const int spinning = by_state[kReady], cluster = by_state[kAtCluster];
   const Site site = block >= 0 ? rt.thread[block].site : warp >= 0 ? rt.thread[warp].site : Site{nullptr, 0};
   if (spinning >= 0)
     fail(kStuck, "stuck: thread %d waits for ever (an mbarrier phase that never completes, or a spin loop)", spinning);
@@ -219,6 +230,11 @@ static void diagnose() {
          "0x%08x)",
          block, base_name(site.file), site.line, warp, base_name(rt.thread[warp].site.file), rt.thread[warp].site.line,
          rt.thread[warp].mask);
+  else if (cluster >= 0 && done >= 0)
+    fail(kExited, "thread %d exited before the cluster's barrier, where thread %d waits", done, cluster);
+  else if (cluster >= 0)
+    fail(kDivergent, "divergent barrier: thread %d waits at the cluster's barrier, thread %d elsewhere", cluster,
+         block >= 0 ? block : warp);
   else if (done >= 0)
     fail(kExited, "thread %d exited before the %s at %s:%d, where thread %d waits", done,
          block >= 0 ? "__syncthreads" : "warp function", base_name(site.file), site.line, block >= 0 ? block : warp);
@@ -244,7 +260,9 @@ static bool run_warp(unsigned first) {
   for (unsigned i = 0; i < lanes; ++i) {
     Thread& thread = rt.thread[first + order[i]];
     if (thread.state != kReady) continue;
-    rt.current = threadIdx.x = first + order[i];
+    rt.current = first + order[i];
+    threadIdx.x = rt.current % rt.block_threads;
+    switch_to_block(rt.current / rt.block_threads);
     thread.only_polled = false;
     rt.released = kNobody;
     in_fiber = true;
@@ -280,41 +298,15 @@ static void run_threads() {
   }
 }
 
-static void check_red_zone() {
-  const char* p = rt.dynamic + rt.smem_bytes;
-  const size_t size = kernel->dynamic_shared_bytes - rt.smem_bytes;
-  if (*p == (char)0xff && !memcmp(p, p + 1, size - 1)) return;  // all of it is as poisoned
-  while (*p == (char)0xff) ++p;
-  fail(kFault, "write past the %u bytes of dynamic shared memory, at offset %zu", rt.smem_bytes,
-       (size_t)(p - rt.dynamic));
-}
-
-static void run_block() {
-  memset(rt.shared, 0xff, rt.shared_size);  // NaN as half, bfloat16 and float
+static void run_blocks() {
+  cluster_begin();
   rt.last_barrier = {nullptr, 0};
-  rt.arrived = 0;
   for (unsigned t = 0; t < rt.threads; ++t) start_fiber(t);
   if (rt.race_check) race_block();
   mbarrier_block_begin();
   run_threads();
   if (!rt.failure) mbarrier_block_end();
-  if (!rt.failure) check_red_zone();
-}
-
-// All of a kernel's shared memory is its shared object's TLS segment.
-static int find_shared(dl_phdr_info* info, size_t, void*) {
-  bool is_kernel = false;
-  size_t size = 0;
-  for (int i = 0; i < info->dlpi_phnum; ++i) {
-    const auto& header = info->dlpi_phdr[i];
-    is_kernel |=
-        header.p_type == PT_LOAD && (uintptr_t)kernel->call - (info->dlpi_addr + header.p_vaddr) < header.p_memsz;
-    if (header.p_type == PT_TLS) size = header.p_memsz;
-  }
-  if (!is_kernel) return 0;
-  rt.shared = (char*)info->dlpi_tls_data;
-  rt.shared_size = size;
-  return 1;
+  if (!rt.failure) cluster_end();
 }
 
 static void make_stacks() {
@@ -350,9 +342,9 @@ static void on_fault(int signal, siginfo_t* info, void*) {
 static void run_grid() {
   for (unsigned z = 0; z < gridDim.z; ++z)
     for (unsigned y = 0; y < gridDim.y; ++y)
-      for (unsigned x = 0; x < gridDim.x; ++x) {
+      for (unsigned x = 0; x < gridDim.x; x += rt.blocks) {
         blockIdx.x = x, blockIdx.y = y, blockIdx.z = z;
-        run_block();
+        run_blocks();
         if (rt.failure) return;
       }
 }
@@ -377,21 +369,25 @@ static void run_guarded() {
 extern "C" int fftconv_host_launch(const FftconvHostKernel* launched, FftconvHostLaunch* launch) {
   using namespace host;
   rt.failure = kNone, rt.message = launch->message, rt.message_size = sizeof(launch->message);
-  rt.threads = launch->threads, rt.smem_bytes = launch->smem_bytes;
+  rt.block_threads = launch->threads, rt.blocks = launched->cluster_blocks, rt.smem_bytes = launch->smem_bytes;
+  rt.threads = rt.block_threads * rt.blocks;
   rt.order = (Order)launch->order, rt.race_check = launch->race_check;
   rt.random_state = launch->seed * 0x9E3779B97F4A7C15ull + 0x1234567ull;
   rt.last_barrier = {nullptr, 0};
   gridDim = dim3(launch->grid[0], launch->grid[1], launch->grid[2]), blockDim = dim3(launch->threads);
   threadIdx = uint3{0, 0, 0}, blockIdx = uint3{0, 0, 0};
   kernel = launched, params = launch->params, launching = pthread_self();
-  rt.dynamic = (char*)kernel->dynamic_shared;
-  dl_iterate_phdr(find_shared, nullptr);
+  find_shared_memory(kernel);
   if (launch->params_bytes != kernel->params_bytes)
     fail(kMisuse, "the parameter struct has %zu bytes, the kernel's has %zu", launch->params_bytes,
          kernel->params_bytes);
-  if (!rt.threads || rt.threads > kMaxThreads || rt.smem_bytes > FFTCONV_HOST_SHARED_BYTES)
-    fail(kMisuse, "a block of %u threads and %u bytes of shared memory is beyond CUDA's limits", rt.threads,
+  if (!rt.threads || rt.block_threads > kMaxThreads || rt.smem_bytes > FFTCONV_HOST_SHARED_BYTES)
+    fail(kMisuse, "a block of %u threads and %u bytes of shared memory is beyond CUDA's limits", rt.block_threads,
          rt.smem_bytes);
+  if (rt.blocks > 1 && (rt.blocks > kMaxClusterBlocks || rt.threads > kMaxThreads || rt.block_threads % 32))
+    fail(kMisuse, "%u blocks of %u threads are more of a cluster than is modelled", rt.blocks, rt.block_threads);
+  if (gridDim.x % rt.blocks)
+    fail(kMisuse, "a grid of %u blocks does not consist of clusters of %u", gridDim.x, rt.blocks);
   if (!rt.failure) make_stacks();
   if (!rt.failure && rt.race_check) race_launch();
   if (!rt.failure) run_guarded();

@@ -1,17 +1,20 @@
-// What runtime.cpp (fibers and barriers), race.cpp (race check) and mbarrier.cpp share. Not seen by the kernels.
+// What runtime.cpp (fibers and barriers), warp.cpp, cluster.cpp, race.cpp (race check) and mbarrier.cpp share. Not seen
+// by the kernels.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
 
+struct FftconvHostKernel;
+
 namespace host {
 
-constexpr unsigned kMaxThreads = 1024;
+constexpr unsigned kMaxThreads = 1024, kMaxClusterBlocks = 8;
 
 // The numbers are those of harness.py.
 enum Failure { kNone, kRace, kDivergent, kExited, kStuck, kFault, kMisuse };
 enum Order { kAscending, kDescending, kRandom };
 enum Released { kNobody, kLanes, kBlock };
-enum State : uint8_t { kReady, kAtBlockBarrier, kAtWarp, kDone };
+enum State : uint8_t { kReady, kAtBlockBarrier, kAtWarp, kAtCluster, kDone };
 
 struct Site {
   const char* file;
@@ -28,13 +31,23 @@ struct Thread {
   int source;  // lane
   uint64_t value;
   int predicate;
+  bool has_arrived;        // at the cluster's barrier, and has not waited yet
+  unsigned cluster_phase;  // of that barrier, when it arrived
+};
+
+// One of the blocks that run side by side: those of a cluster, or one by itself.
+struct Block {
+  unsigned arrived;  // at its barrier
+  Site barrier;      // where they arrived
+  bool has_started;
 };
 
 struct Runtime {
-  unsigned threads, smem_bytes;
+  unsigned threads, smem_bytes;  // of all blocks that run side by side, whose threads are numbered through; of one
+  unsigned block_threads, blocks;
   unsigned current;  // thread that runs
-  unsigned arrived;  // at the block barrier
-  Site barrier;      // where they arrived
+  unsigned rank;     // of its block
+  Block block[kMaxClusterBlocks];
   Order order;
   uint64_t random_state;
   Thread thread[kMaxThreads];
@@ -65,14 +78,26 @@ bool in_stacks(uintptr_t address);
 void race_launch();
 void race_release();
 void race_block();
-void race_syncthreads();
+void race_syncthreads(unsigned rank);
+void race_cluster_arrive();
+void race_cluster_complete();
+void race_cluster_wait();
 void race_syncwarp(unsigned first_thread, unsigned mask);
 void race_access(const void* address, size_t size, bool is_write);
-void race_async_write(const void* address, size_t size, unsigned barrier);
+void race_async_write(const void* address, size_t size, unsigned barrier, unsigned rank);
+void race_release_to(unsigned barrier);
 void race_arrive(unsigned barrier);
 void race_complete(unsigned barrier);
 void race_acquire(unsigned barrier);
 constexpr unsigned kMaxBarriers = 64;
+
+// cluster.cpp: shared memory of the blocks, of which that of `rt.rank` is in place
+void find_shared_memory(const FftconvHostKernel* kernel);
+void cluster_begin();
+void cluster_end();
+void switch_to_block(unsigned rank);
+char* place_of(void* address, unsigned rank);  // of shared memory of a block
+void check_target(const void* target, unsigned bytes, int rank);
 
 // mbarrier.cpp
 void mbarrier_block_begin();

@@ -7,6 +7,7 @@
 #define __managed__
 #define __grid_constant__
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define __device_builtin__
 #define __cudart_builtin__
 #define CUDARTAPI

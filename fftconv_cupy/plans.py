@@ -1,0 +1,41 @@
+"""Which of the plans a call gets."""
+
+from __future__ import annotations
+
+from fftconv_cupy.archs import ArchLimits
+from fftconv_cupy.long_plan import LongPlan, make_long_plan
+from fftconv_cupy.long_vjp_plan import LongVjpPlan, make_long_vjp_plan
+from fftconv_cupy.mma_plan import MmaPlan, make_mma_plan, precision_of
+from fftconv_cupy.plan import Plan, fits_block, make_plan
+from fftconv_cupy.problem import ITEM_BYTES, Problem, Wanted
+from fftconv_cupy.vjp_plan import VjpPlan, make_vjp_plan
+from fftconv_cupy.window_plan import WindowPlan, cut_of, make_window_plan
+from fftconv_cupy.window_vjp_plan import WindowVjpPlan, make_window_vjp_plan
+
+AnyPlan = Plan | LongPlan | WindowPlan | MmaPlan | VjpPlan | LongVjpPlan | WindowVjpPlan
+
+
+def plan_call(problem: Problem, limits: ArchLimits, wanted: Wanted | None, *, is_prepared: bool) -> AnyPlan:
+    """Plan a call with contiguous arrays; with `wanted` one for those gradients.
+
+    Raises:
+        UnsupportedProblemError: the transform is larger than the kernels go.
+    """
+    # The rows of contiguous arrays are aligned as far as their lengths are even.
+    item = ITEM_BYTES[problem.dtype]
+    bits = (problem.seqlen | problem.out_len) * item
+    is_vector, is_bulk = bits % (2 * item) == 0, bits % 16 == 0
+    is_cut = problem.initial_state or cut_of(problem, limits) is not None
+    if wanted is not None:
+        if is_cut:
+            return make_window_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_prepared=is_prepared)
+        if not fits_block(problem, limits, can_pair=False):
+            return make_long_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_prepared=is_prepared)
+        return make_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_prepared=is_prepared)
+    if is_cut:
+        return make_window_plan(problem, limits, is_vector=is_vector, is_prepared=is_prepared)
+    if precision_of(problem, limits) != "highest":
+        return make_mma_plan(problem, limits, is_wide=is_bulk, is_prepared=is_prepared)
+    if not fits_block(problem, limits):
+        return make_long_plan(problem, limits, is_vector=is_vector, is_prepared=is_prepared)
+    return make_plan(problem, limits, is_vector=is_vector, is_bulk=is_bulk, is_prepared=is_prepared)
