@@ -45,7 +45,7 @@ VJP_MUTATIONS = (
         "kernels/sums.cuh",
         "own.add_products_in_memory(x, step == first);",
         "own.add_products_in_memory(x, false);",
-        ("tests/test_vjp_kernels.py::test_gradients[16384-float16]",),
+        ("tests/test_vjp_kernels.py::test_many_chunks_of_a_channel_are_added_up_by_a_kernel[own]",),
     ),
     Mutation(
         "gradient: sum of the last chunk",

@@ -52,7 +52,9 @@ class _Device(contextlib.nullcontext[None]):
 
 
 def _allocate(nbytes: int) -> cupy.cuda.MemoryPointer:
-    owner, address = guarded_memory(-(-max(nbytes, 1) // _ALIGNMENT) * _ALIGNMENT)
+    size = -(-max(nbytes, 1) // _ALIGNMENT) * _ALIGNMENT
+    owner, address = guarded_memory(size)
+    ctypes.memset(address, 0xFF, size)  # NaNs: what is read before it is written shows
     return cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(address, nbytes, owner, 0), 0)
 
 
