@@ -50,8 +50,9 @@ def fftconv(
     On a GPU, workspace comes from torch's pool for torch tensors, else from CuPy's, as do the outputs for JAX; JAX
     itself takes 75 % of the memory as it starts, unless XLA_PYTHON_CLIENT_PREALLOCATE=false is set. Arrays of JAX and
     of frameworks other than the four are held until a later call that uses such arrays finds the kernels done with
-    them. Into a CUDA graph, calls with CuPy arrays can be captured with a prepared filter and no copied input; those
-    with torch tensors, under ``torch.cuda.graph``, always; the kernels must be loaded before (`warmup`).
+    them. Into a CUDA graph, calls with CuPy arrays can be captured with a prepared filter and no copied input, unless
+    rows outgrow a block; those with torch tensors, under ``torch.cuda.graph``, always; the kernels must be loaded
+    before (`warmup`).
 
     Args:
         u: (B, H, L), (H, L) or (L,): batch, channels, points; float16, bfloat16 or float32 (float64 too on the CPU).
@@ -288,8 +289,8 @@ def warmup(
     the last axis makes CuPy compile a kernel of its own that copies it.
 
     Loading is not possible while a CUDA graph is captured, so warm up before. A call with torch tensors can then be
-    captured as it is; one with CuPy arrays needs a prepared filter and no copied input, since CuPy would give the
-    workspace of the captured call to others (it raises).
+    captured as it is; one with CuPy arrays needs a prepared filter, rows that fit a block, and no copied input, since
+    CuPy would give the workspace of the captured call to others (it raises).
 
     Args:
         batch: B >= 1.

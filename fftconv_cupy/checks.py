@@ -349,7 +349,8 @@ def _check_prepared(k: FilterSpectrum, mode: str, seqlen: int) -> None:
 def _filter_precision(k: FilterSpectrum, asked: str | None, dtype: str) -> str:
     """Return the precision of a prepared filter, which is at least what is asked for."""
     if asked is not None and PRECISIONS.index(asked) < PRECISIONS.index(k.precision):
-        _refuse_prepared("precision", repr(asked), repr(k.precision), f"Leave precision out, or pass {k.precision!r}")
+        do = f"Leave precision out, or pass {k.precision!r}; gradients always have the highest"
+        _refuse_prepared("precision", repr(asked), repr(k.precision), do)
     if k.precision != "highest" and dtype not in ("float16", "bfloat16"):
         _refuse_prepared("u.dtype", dtype, f"float16 or bfloat16 with precision {k.precision!r}", "Convert u")
     return k.precision

@@ -212,7 +212,8 @@ def prepare_on_gpu(problem: Problem, k: ArrayView, handle: int | None) -> Filter
     stream = arrays.current_stream(k) if handle is None else handle
     strategy, points = launch.transform_of(problem, k.device)
     is_copied = k.shape[-1] > 1 and k.strides[-1] != 1
-    if k.framework != "torch" and (is_copied or k.is_borrowed):
+    needs_workspace = strategy == "long" or problem.precision != "highest"
+    if k.framework != "torch" and (is_copied or k.is_borrowed or needs_workspace):
         arrays.refuse_capture(stream)
     taps = arrays.unit_stride(k, stream) if is_copied else k
     data, spectrum = launch.prepare(problem, taps, stream)

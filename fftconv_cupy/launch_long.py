@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -148,12 +149,12 @@ def warm(problem: Problem, archs: Sequence[str] | None = None) -> list[str]:
         A line for each kernel: architecture, FFT size, entry and template flags.
     """
     lines = []
-    for is_vector in (True, False):
+    for is_vector, is_prepared in itertools.product((True, False), (False, True)):
         if archs is None:
-            made = launcher_of((problem, arrays.current_device(), is_vector, False)).plan
+            made = launcher_of((problem, arrays.current_device(), is_vector, is_prepared)).plan
             lines.append(describe(made.kernel, made.limits))
         for arch in archs or ():
-            made = make_long_plan(problem, arch_limits(arch), is_vector=is_vector)
+            made = make_long_plan(problem, arch_limits(arch), is_vector=is_vector, is_prepared=is_prepared)
             precompile(made.kernel, arch)
             lines.append(describe(made.kernel, made.limits))
     return list(dict.fromkeys(lines))

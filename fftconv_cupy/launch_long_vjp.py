@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def run_vjp(
 
 
 def warm_vjp(problem: Problem, wanted: Wanted, archs: Sequence[str] | None = None) -> list[str]:
-    """Compile, and where `archs` is None also load, what gradients need for arrays of any alignment, with a raw filter.
+    """Compile, and where `archs` is None also load, what gradients need for arrays of any alignment.
 
     Args:
         problem: the convolution, which does not fit a block, on none of `archs`.
@@ -144,12 +145,13 @@ def warm_vjp(problem: Problem, wanted: Wanted, archs: Sequence[str] | None = Non
         A line for each kernel.
     """
     lines = []
-    for is_vector in (True, False):
+    for is_vector, is_prepared in itertools.product((True, False), (False,) if wanted.k else (False, True)):
         if archs is None:
-            made = _launcher_of((problem, wanted, arrays.current_device(), is_vector, False)).plan
+            made = _launcher_of((problem, wanted, arrays.current_device(), is_vector, is_prepared)).plan
             lines.append(describe(made.kernel, made.limits))
         for arch in archs or ():
-            made = make_long_vjp_plan(problem, wanted, arch_limits(arch), is_vector=is_vector)
+            limits = arch_limits(arch)
+            made = make_long_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_prepared=is_prepared)
             precompile(made.kernel, arch)
             lines.append(describe(made.kernel, made.limits))
     return list(dict.fromkeys(lines))

@@ -23,6 +23,7 @@ from fftconv_cupy.mma_params import MmaFilterParams
 from fftconv_cupy.mma_plan import MmaPlan, make_mma_plan
 from fftconv_cupy.mma_tables import mma_table
 from fftconv_cupy.params import FwdParams, packer
+from fftconv_cupy.plan import check_sizes
 from fftconv_cupy.problem import ITEM_BYTES, Problem
 
 
@@ -70,8 +71,10 @@ def check(problem: Problem, device: int) -> None:
         device: ordinal of the device.
 
     Raises:
+        UnsupportedProblemError: see `plan.check_sizes`.
         MissingDependencyError: NVRTC is not installed.
     """
+    check_sizes(problem)
     import_nvrtc()
 
 

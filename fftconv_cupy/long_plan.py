@@ -69,11 +69,6 @@ class LongPlan:
     reasons: tuple[str, ...]
 
     @property
-    def strategy(self) -> str:
-        """That of its prepared filters."""
-        return f"long{self.config.row.points}"
-
-    @property
     def launches(self) -> int:
         """Kernels launched by a call; its counters are set to zero before."""
         return 1

@@ -256,6 +256,8 @@ def test_what_takes_workspace_cannot_be_captured(launcher):
             fftconv(*arguments, stream=CAPTURED_STREAM)
     with pytest.raises(InvalidArgumentError, match="captured"):
         prepare_filter(ones((3, 10))[:, ::2], seqlen=16, stream=CAPTURED_STREAM)
+    with pytest.raises(InvalidArgumentError, match="captured"):  # taps become a spectrum of 16 bits by way of another
+        prepare_filter(k, seqlen=4096, precision="medium", stream=CAPTURED_STREAM)
     assert launcher.calls == []
     fftconv(u, prepared, out=ones((2, 3, 16)), stream=CAPTURED_STREAM)
     assert launcher.calls[-1][2] == CAPTURED_STREAM

@@ -123,3 +123,21 @@ def test_a_larger_fft_size_than_needed_changes_nothing() -> None:
 def test_a_split_in_longer_or_shorter_rows_can_be_asked_for() -> None:
     made = make_long_plan(_problem(1 << 18), ARCHS["sm_90"], row_points=2048)
     assert made.config == LongConfig(BLOCK_CONFIGS[2048], 6)
+
+
+@pytest.mark.parametrize("mode", ["circular", "same"])
+def test_warmup_compiles_for_raw_and_for_prepared_filters(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cupy", reason="warming up needs CuPy: pip install 'fftconv-cupy[cuda12]'")
+    from fftconv_cupy import launch_long, launch_long_vjp
+
+    compiled = set()
+    for module in (launch_long, launch_long_vjp):
+        monkeypatch.setattr(module, "precompile", lambda spec, arch: compiled.add(spec))
+    problem = make_problem(mode, batch=4, channels=8, seqlen=30000, filter_len=36000)
+    wanted = Wanted(u=True)
+    launch_long.warm(problem, ["sm_90"])
+    launch_long_vjp.warm_vjp(problem, wanted, ["sm_90"])
+    for is_prepared in (False, True):
+        limits = ARCHS["sm_90"]
+        assert make_long_plan(problem, limits, is_prepared=is_prepared).kernel in compiled
+        assert make_long_vjp_plan(problem, wanted, limits, is_prepared=is_prepared).kernel in compiled

@@ -117,6 +117,7 @@ def test_precision_with_tensors_that_torch_differentiates_is_refused() -> None:
     torch = pytest.importorskip("torch")
     with pytest.raises(InvalidArgumentError, match=r"precision.*Leave precision out"):
         fftconv(torch.ones(1, 8, requires_grad=True), torch.ones(3), precision="medium")
+    assert fftconv(torch.ones(1, 8, requires_grad=True), torch.ones(3), precision="highest").requires_grad
 
 
 def test_the_bounds_of_results_by_precision() -> None:
