@@ -8,8 +8,27 @@ Each file includes only files above it in this list:
 - ``params.cuh``, ``io.cuh``: run-time parameters; loads and stores (lengths, alignment, gates, dtypes).
 - ``spectrum.cuh``: a row's spectrum times that of the filter, or its conjugate, and the skip term.
 - ``fftconv_fwd.cu``, ``fftconv_filter.cu``: kernels, the convolution (with pairing) and the filter spectrum.
+- ``cluster.cuh``, ``sums.cuh``: two blocks that share a row; sums over the rows of a channel, in a fixed order.
 - ``fftconv_bwd.cu``, ``fftconv_filter_bwd.cu``, ``fftconv_reduce.cu``: their transposes, the gradients of the rows and
   of the filter, and the sum of the partial sums between them.
+
+Rows cut into windows, for short filters:
+
+- ``windows.cuh``: where a window lies in its row; ``fftconv_windows.cu``, ``fftconv_windows_bwd.cu``: outputs and
+  gradients; ``fftconv_state.cu``: the state after a row.
+
+Rows that outgrow a block:
+
+- ``points.cuh``, ``tile.cuh``, ``taps.cuh``, ``pipeline.cuh``, ``item_points.cuh``, ``long_params.cuh``: what lies
+  between the phases; columns of a row; taps as a row; the order of tasks and what each waits for; where its points
+  lie; parameters.
+- ``fftconv_long.cu``, ``fftconv_long_bwd.cu``: outputs, and gradients.
+
+On tensor cores:
+
+- ``mma.cuh``, ``mma_layout.cuh``, ``mma_fft.cuh``, ``mma_io.cuh``, ``mma_spectrum.cuh``: inline PTX; fragments;
+  transforms; loads and stores; the spectrum.
+- ``fftconv_mma_fwd.cu``, ``fftconv_mma_filter.cu``: the convolution, and the filter's spectrum in 16 bits.
 
 Those of short depthwise convolutions:
 
