@@ -106,8 +106,8 @@ def two_streams(case: Case, place: Place) -> Finding:
     return finding("two streams", case, place, different, 0)
 
 
-def failed(check: str, case: Case, place: str, error: Exception) -> Finding:
-    """Return the finding of a check that ended in an exception."""
+def failed(check: str, case: Any, place: str, error: Exception) -> Finding:
+    """Return the finding of a check that ended in an exception; `case` has a mode, a dtype and a label."""
     detail = f"{type(error).__name__}: {error}"
     return Finding(check, place, case.mode, case.dtype, case.label, float("inf"), 0.0, detail)
 

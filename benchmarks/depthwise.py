@@ -223,7 +223,9 @@ def confinement(case: DepthwiseCase, place: Place) -> Finding:
         there = _placed(case, arrays, place)
         y, _ = _convolve(case, there, place)
         grads = _differentiate(case, there, _placed(case, cotangents, place), place)
-    rows, rows64 = (a if case.layout == "BHL" else a.swapaxes(1, 2) for a in (y, exact.outputs()))
+    rows, rows64 = y, exact.outputs()
+    if case.layout == "BLH":
+        rows, rows64 = rows.swapaxes(1, 2), rows64.swapaxes(1, 2)
     clean = np.ones(rows.shape[:2], bool)
     clean[0, 0] = False
     weight64 = exact.gradients(cotangents["dy"]).weight
