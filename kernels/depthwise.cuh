@@ -9,10 +9,12 @@ enum class Axis { kTime, kChannel };  // the one of unit stride: BHL, BLH
 
 enum StorageType { kFloat16, kBfloat16, kFloat32 };  // in the order of blocks.py's CUDA_TYPES
 
+// Plain loads: one through the read-only path may be moved out of the condition that it stands under, and those of two
+// types be joined there, where there may be no array.
 FFTCONV_DEVICE float load_as(int type, const void* g_array, long long index) {
-  if (type == kFloat32) return __ldg(static_cast<const float*>(g_array) + index);
-  if (type == kFloat16) return Storage<__half>::widen(__ldg(static_cast<const __half*>(g_array) + index));
-  return Storage<__nv_bfloat16>::widen(__ldg(static_cast<const __nv_bfloat16*>(g_array) + index));
+  if (type == kFloat32) return static_cast<const float*>(g_array)[index];
+  if (type == kFloat16) return Storage<__half>::widen(static_cast<const __half*>(g_array)[index]);
+  return Storage<__nv_bfloat16>::widen(static_cast<const __nv_bfloat16*>(g_array)[index]);
 }
 
 FFTCONV_DEVICE void store_as(int type, void* g_array, long long index, float v) {
@@ -32,7 +34,7 @@ FFTCONV_DEVICE void load_taps_as(float* taps, const DepthwiseParams& p, int chan
   const weight_t* g_tap = static_cast<const weight_t*>(p.weight) + channel * p.weight_stride;
   if (p.is_reversed) g_tap += (kTaps - 1) * p.tap_stride;
   const long long step = p.is_reversed ? -p.tap_stride : p.tap_stride;
-  static_for<kTaps>([&](auto j) { taps[j.value * kStride] = Storage<weight_t>::widen(__ldg(g_tap + j.value * step)); });
+  static_for<kTaps>([&](auto j) { taps[j.value * kStride] = Storage<weight_t>::widen(g_tap[j.value * step]); });
 }
 template <int kTaps, int kStride = 1>
 FFTCONV_DEVICE void load_taps(float* taps, const DepthwiseParams& p, int channel) {

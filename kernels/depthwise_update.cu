@@ -45,7 +45,7 @@ template <class io_t>
 FFTCONV_DEVICE void update(const DepthwiseUpdateParams& p, int batch, int channel) {
   using S = Storage<io_t>;
   io_t* g_out = depthwise_row<io_t>(p.out, p.out_strides, batch, channel);
-  const int index = p.indices == nullptr ? batch : __ldg(p.indices + batch * p.index_stride);
+  const int index = p.indices == nullptr ? batch : p.indices[batch * p.index_stride];
   if (index < 0 || index >= p.states) {
     const io_t v = S::narrow(index < 0 ? 0.f : __int_as_float(0x7fffffff));
     for (int i = 0; i < p.steps; i++) g_out[i * p.out_strides.time] = v;
@@ -53,7 +53,7 @@ FFTCONV_DEVICE void update(const DepthwiseUpdateParams& p, int batch, int channe
   }
   int next = p.state_len;
   if (p.cache_seqlens != nullptr && next > 0) {
-    next = __ldg(p.cache_seqlens + batch * p.cache_stride) % p.state_len;
+    next = p.cache_seqlens[batch * p.cache_stride] % p.state_len;
     if (next < 0) next += p.state_len;
   }
   const UpdateRow<io_t> row = {p, depthwise_row<io_t>(p.x, p.x_strides, batch, channel),

@@ -8,10 +8,12 @@ namespace fftconv {
 
 enum StorageType { kFloat16, kBfloat16, kFloat32 };  // in the order of blocks.py's CUDA_TYPES
 
+// Plain loads: one through the read-only path may be moved out of the condition that it stands under, and those of two
+// types be joined there, where there may be no array.
 FFTCONV_DEVICE float load_as(int type, const void* g_array, long long index) {
-  if (type == kFloat32) return __ldg(static_cast<const float*>(g_array) + index);
-  if (type == kFloat16) return __half2float(__ldg(static_cast<const __half*>(g_array) + index));
-  return __bfloat162float(__ldg(static_cast<const __nv_bfloat16*>(g_array) + index));
+  if (type == kFloat32) return static_cast<const float*>(g_array)[index];
+  if (type == kFloat16) return Storage<__half>::widen(static_cast<const __half*>(g_array)[index]);
+  return Storage<__nv_bfloat16>::widen(static_cast<const __nv_bfloat16*>(g_array)[index]);
 }
 
 FFTCONV_DEVICE void store_as(int type, void* g_array, long long index, float v) {

@@ -17,6 +17,7 @@ _CASES = tuple(
         "causal" if special != "none" else "same",
         dtype,
         weight_dtype="float16",
+        bias_dtype="float32" if width % 2 else None,
         layout=layout,
         activation=("silu", None)[width % 2],
         special=special,
@@ -33,6 +34,8 @@ _CASES = tuple(
         ("float16", 72, 5, "seq_idx"),
     )
 )
+
+_UPDATES = ((4, "float32"), (4, None), (1, None))  # taps, dtype of the bias
 
 
 def _rows(case: DepthwiseCase, array: np.ndarray) -> np.ndarray:
@@ -67,16 +70,16 @@ def check(case: DepthwiseCase) -> list[str]:
     return [f"{case.label}, {name}: {one.error:.2e}" for name, one in found.items() if not one.ok]
 
 
-def check_update() -> list[str]:
+def check_update(width: int, bias_dtype: str | None) -> list[str]:
     """Decode a step at a time and hold the outputs against those of the whole sequence; return what is wrong."""
-    case = DepthwiseCase((3, 130, 9, 4), activation="silu", special="initial")
+    special = "initial" if width > 1 else "none"
+    case = DepthwiseCase((3, 130, 9, width), bias_dtype=bias_dtype, activation="silu", special=special)
     inputs = make_inputs(case)
     arrays = _on_gpu(case, inputs)
-    state, x = arrays["initial_state"].copy(), arrays["x"]
+    x, weight, bias = arrays["x"], arrays["weight"], arrays.get("bias")
+    state = arrays["initial_state"].copy() if width > 1 else cupy.empty((3, 130, 0), x.dtype)
     steps = [
-        depthwise_conv1d_update(
-            cupy.ascontiguousarray(x[..., t]), state, arrays["weight"], arrays["bias"], activation="silu"
-        )
+        depthwise_conv1d_update(cupy.ascontiguousarray(x[..., t]), state, weight, bias, activation="silu")
         for t in range(case.sizes[2])
     ]
     y = np.stack([cupy.asnumpy(step) for step in steps], axis=-1)
@@ -86,4 +89,7 @@ def check_update() -> list[str]:
 
 def check_all() -> tuple[int, list[str]]:
     """Return how many calls were made, and what is wrong."""
-    return len(_CASES) + 1, [line for case in _CASES for line in check(case)] + check_update()
+    wrong = [line for case in _CASES for line in check(case)]
+    for width, bias_dtype in _UPDATES:
+        wrong += check_update(width, bias_dtype)
+    return len(_CASES) + len(_UPDATES), wrong
