@@ -145,7 +145,7 @@ struct TileTarget {
  private:
   template <class io_t>
   FFTCONV_DEVICE float value_at(const void* g_array, const DepthwiseStrides& strides, int all, int time) const {
-    return Storage<io_t>::widen(__ldg(depthwise_row<io_t>(g_array, strides, batch, all) + time * strides.time));
+    return Storage<io_t>::widen(depthwise_row<io_t>(g_array, strides, batch, all)[time * strides.time]);
   }
 };
 

@@ -27,12 +27,13 @@ struct TileSource {
         channels(all_channels - channel),
         length(own_length) {}
 
+  // Plain loads, for the reason that load_as tells.
   FFTCONV_DEVICE float at(int channel, int time) const {
     using S = Storage<io_t>;
     if (channel >= channels || time >= length) return 0.f;
-    if (time >= 0) return S::widen(__ldg(g_values + channel * strides.channel + time * strides.time));
+    if (time >= 0) return S::widen(g_values[channel * strides.channel + time * strides.time]);
     if (g_state == nullptr || time + state_len < 0) return 0.f;
-    return S::widen(__ldg(g_state + channel * state_strides.channel + (time + state_len) * state_strides.time));
+    return S::widen(g_state[channel * state_strides.channel + (time + state_len) * state_strides.time]);
   }
 };
 
@@ -109,7 +110,7 @@ FFTCONV_DEVICE void load_ids(int* s_ids, const DepthwiseParams& p, int batch, in
   for (int point = threadIdx.x; point < kSpan; point += kThreads) {
     const int time = start + point;
     int id = -1;
-    if (time >= 0 && time < p.in_len) id = max(-1, __ldg(p.seq_idx + batch * p.seq_stride + time));
+    if (time >= 0 && time < p.in_len) id = max(-1, p.seq_idx[batch * p.seq_stride + time]);
     s_ids[gapped(point)] = id;
   }
 }

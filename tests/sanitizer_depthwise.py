@@ -17,7 +17,7 @@ _CASES = tuple(
         "causal" if special != "none" else "same",
         dtype,
         weight_dtype="float16",
-        bias_dtype="float32" if width % 2 else None,
+        bias_dtype=None if seqlen == 72 else "float32",
         layout=layout,
         activation=("silu", None)[width % 2],
         special=special,
