@@ -7,14 +7,6 @@ extern __shared__ float4 s_dynamic[];
 
 namespace fftconv {
 
-enum StorageType { kFloat16, kBfloat16, kFloat32 };  // in the order of blocks.py's CUDA_TYPES
-
-FFTCONV_DEVICE void store_as(int type, void* g_array, long long index, float v) {
-  if (type == kFloat32) static_cast<float*>(g_array)[index] = v;
-  if (type == kFloat16) static_cast<__half*>(g_array)[index] = Storage<__half>::narrow(v);
-  if (type == kBfloat16) static_cast<__nv_bfloat16*>(g_array)[index] = Storage<__nv_bfloat16>::narrow(v);
-}
-
 // The gradient of tap `index`, from the values at all positions of the ring of `size` reals.
 FFTCONV_DEVICE float tap_gradient(const Lags& lags, const float* s_ring, int index, int size) {
   if (lags.period > 0) index %= lags.period;
