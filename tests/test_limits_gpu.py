@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -19,14 +20,18 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(params=["sm_75", "sm_80", "sm_86", "sm_120"])
 def limits(request, monkeypatch):
     """Limits of a smaller architecture, with kernels compiled for this one."""
-    from fftconv_cupy import api, devices, gpu, launch, launch_long, launch_long_vjp, launch_vjp, launch_windows
+    import fftconv_cupy.gpu  # which imports all that plans for a device
+    from fftconv_cupy.devices import device_limits
 
-    played = replace(ARCHS[request.param], arch=devices.device_limits(0).arch)
-    for module in (gpu, launch, launch_long, launch_long_vjp, launch_vjp, launch_windows):
-        monkeypatch.setattr(module, "device_limits", lambda device: played)
-        if module is not gpu:
-            monkeypatch.setattr(module, "_launchers", {})
-    monkeypatch.setattr(api, "_calls", {})
+    played = replace(ARCHS[request.param], arch=device_limits(0).arch)
+    for name, module in list(sys.modules.items()):
+        if not name.startswith("fftconv_cupy."):
+            continue
+        if getattr(module, "device_limits", None) is device_limits and name != fftconv_cupy.devices.__name__:
+            monkeypatch.setattr(module, "device_limits", lambda device: played)
+        for remembered in ("_launchers", "_calls"):
+            if hasattr(module, remembered):
+                monkeypatch.setattr(module, remembered, {})
     return played
 
 
