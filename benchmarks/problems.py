@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 
 from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.errors import UnsupportedProblemError
-from fftconv_cupy.plan import block_config, max_points
+from fftconv_cupy.long_vjp_plan import LongVjpPlan
+from fftconv_cupy.plan import LARGEST_FFT_SIZE, max_points
+from fftconv_cupy.plans import AnyPlan, plan_call
 from fftconv_cupy.problem import CPU_DTYPES, DTYPES, MODES, Gradients, Problem, Wanted, make_problem
 from fftconv_cupy.readers import NUMPY_DTYPES
 from fftconv_cupy.reference import fftconv_reference, fftconv_vjp_reference
+from fftconv_cupy.window_vjp_plan import WindowVjpPlan
 
 Array = NDArray[np.generic]
 
@@ -36,6 +39,16 @@ _LENGTHS = (1, 2, 3, 5, 17, 31, 64, 97, 127, 128, 129, 251, 500, 511, 513, 1000,
 _LONG_LENGTHS = (8191, 10007, 16383)
 _SMALL_ROWS = ((1, 1), (3, 5), (33, 3), (17, 7), (2, 41))
 _ROWS = ((1, 1), (1, 3), (2, 2), (3, 1), (3, 2))
+_LARGEST_SIZES = {"quick": 1 << 17, "normal": 1 << 20, "full": LARGEST_FFT_SIZE}
+"""FFT sizes of rows that outgrow a block go up to this one."""
+_GPU_DTYPES = {**{dtype: dtype for dtype in DTYPES}, "float64": "float32"}
+"""The CPU checks float64 in the sizes that a GPU has of float32."""
+_FEW_ROWS_SIZE = 1 << 19  # from this FFT size on a case has two rows,
+_ONE_ROW_SIZE = 1 << 23  # and from this one on a single one
+_STREAMS = ((200, 4), (1000, 128), (30001, 300), (7, 2), (5000, 4096), (40000, 16384))
+"""L and K of rows that are convolved in parts."""
+_SHORT_FILTERS = ((9001, 31), (20000, 2), (40001, 128), (70000, 1025), (65536, 4096), (100_003, 16384))
+"""L and K, one far below the other, of rows that may be cut into windows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +121,6 @@ class Case:
         """The gradients that are asked for."""
         names = self.given if self.wrt is None else self.wrt
         return Wanted(*(name in names for name in Wanted._fields))
-
-    @property
-    def is_vector(self) -> bool:
-        """Whether rows have even lengths and start at even elements, once a gapped array is copied."""
-        return (self.seqlen | self.problem.out_len) % 2 == 0 and self.layout != "strided"
 
     @property
     def label(self) -> str:
@@ -210,12 +218,14 @@ def verify_cases(level: str, dtypes: Iterable[str], limits: ArchLimits) -> list[
     """
     dtypes = tuple(dtypes)
     draw = random.Random("fftconv verify")
+    largest = 2 * max_points(limits)
     cases = [
-        _vary(case, draw)
-        for case in (*_size_cases(level, dtypes, draw, 2 * max_points(limits)), *_length_cases(level, dtypes, draw))
+        _vary(case, draw) for case in (*_size_cases(level, dtypes, draw, largest), *_length_cases(level, dtypes, draw))
     ]
     cases += _special_cases(level, dtypes)
-    return [case for case in dict.fromkeys(cases) if fits(case, limits)]
+    cases += [_vary(case, draw) for case in _short_filter_cases(level, dtypes, draw)]
+    cases += [_few_rows(_vary(case, draw)) for case in _long_cases(level, dtypes, draw, largest)]
+    return [case for case in dict.fromkeys(cases) if planned(case, limits) is not None]
 
 
 def _size_cases(level: str, dtypes: tuple[str, ...], draw: random.Random, largest: int) -> Iterator[Case]:
@@ -244,6 +254,48 @@ def _length_cases(level: str, dtypes: tuple[str, ...], draw: random.Random) -> I
         shapes = draw.sample(shapes, 60 if level == "quick" else 300)
     for mode, seqlen, filter_len in shapes:
         yield _gated(Case(mode, draw.choice(dtypes), seqlen, filter_len), draw.choice(_GATES), draw)
+
+
+def _short_filter_cases(level: str, dtypes: tuple[str, ...], draw: random.Random) -> Iterator[Case]:
+    """Yield rows with far shorter filters: each shape once, in each mode, and in each mode with each dtype."""
+    for seqlen, filter_len in _SHORT_FILTERS:
+        for mode in (draw.choice(MODES),) if level == "quick" else MODES:
+            for dtype in dtypes if level == "full" else (draw.choice(dtypes),):
+                yield _gated(Case(mode, dtype, seqlen, filter_len), draw.choice(_GATES), draw)
+
+
+def streamed_cases(level: str, dtypes: Iterable[str]) -> list[Case]:
+    """Return causal cases whose rows are convolved in parts; those of "full" with each dtype."""
+    draw = random.Random("streams of fftconv verify")
+    dtypes = tuple(dtypes)
+    return [
+        # The gradient of a 16-bit filter would be rounded in each part.
+        replace(_vary(_gated(Case("causal", dtype, *shape), gates, draw), draw), prepared=False, filter_dtype="float32")
+        for shape in (_STREAMS[:3] if level == "quick" else _STREAMS)
+        for dtype in (dtypes if level == "full" else (draw.choice(dtypes),))
+        for gates in (_GATES if level == "full" else (draw.choice(_GATES),))
+    ]
+
+
+def _long_cases(level: str, dtypes: tuple[str, ...], draw: random.Random, block_size: int) -> Iterator[Case]:
+    """Yield rows that outgrow a block, whose FFT size is above `block_size`: to the last point, and of odd lengths."""
+    size = 2 * block_size
+    while size <= _LARGEST_SIZES[level]:
+        modes = ("causal",) if size >= _ONE_ROW_SIZE else (draw.choice(MODES),) if level == "quick" else MODES
+        for mode in modes:
+            rows = size // 2
+            is_sampled = level != "full" or size >= _FEW_ROWS_SIZE
+            for dtype in (draw.choice(dtypes),) if is_sampled else dtypes:
+                seqlen = rows - draw.choice((0, 0, 1, rows // 3))
+                yield _gated(Case(mode, dtype, seqlen, seqlen), draw.choice(_GATES), draw)
+        size *= 2
+
+
+def _few_rows(case: Case) -> Case:
+    """Return a case of long rows with few of them, for their float64 reference takes seconds and gigabytes."""
+    if case.problem.fft_size < _FEW_ROWS_SIZE:
+        return case
+    return replace(case, batch=1 if case.problem.fft_size >= _ONE_ROW_SIZE else 2, channels=1)
 
 
 def _special_cases(level: str, dtypes: tuple[str, ...]) -> Iterator[Case]:
@@ -285,21 +337,37 @@ def _vary(case: Case, draw: random.Random) -> Case:
     )
 
 
-def fits(case: Case, limits: ArchLimits) -> bool:
-    """Whether one block of the GPU can compute a case."""
-    try:
-        block_config(case.problem, limits)
-    except UnsupportedProblemError:
-        return False
-    return True
+def planned(case: Case, limits: ArchLimits, wanted: Wanted | None = None, *, has_state: bool = False) -> AnyPlan | None:
+    """Return how a GPU computes a case, or with `wanted` those gradients of it; None: it cannot.
 
-
-def gradient_points(case: Case, limits: ArchLimits) -> int | None:
-    """Return the complex points of the transform that the GPU computes gradients of a case with; None: it cannot."""
+    With `has_state` there is an initial state.
+    """
+    problem = case.problem
+    problem = replace(
+        problem,
+        batch=max(1, problem.batch),  # of an empty batch nothing is launched
+        dtype=_GPU_DTYPES[problem.dtype],
+        filter_dtype=_GPU_DTYPES[problem.filter_dtype],
+        initial_state=has_state,
+    )
+    is_contiguous = case.layout != "strided"
     try:
-        return block_config(case.problem, limits, can_pair=False)[1].points
+        return plan_call(problem, limits, wanted, is_prepared=case.prepared, is_contiguous=is_contiguous)
     except UnsupportedProblemError:
         return None
+
+
+def gradient_transform(case: Case, limits: ArchLimits) -> tuple[str, int] | None:
+    """Return how the GPU computes gradients of a case, and in how many complex points; None: it cannot.
+
+    How is "block" (rows that fit one), "long" (rows that outgrow it) or "windows" (of rows).
+    """
+    plan = planned(case, limits, case.wanted)
+    if plan is None:
+        return None
+    if isinstance(plan, WindowVjpPlan):
+        return "windows", (plan.backward or plan.forward).config.points  # type: ignore[union-attr]  # one is there
+    return "long" if isinstance(plan, LongVjpPlan) else "block", plan.config.points
 
 
 def _generator(name: str) -> np.random.Generator:

@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 
 from fftconv_cupy import compile
 from fftconv_cupy.archs import ArchLimits, arch_limits
-from fftconv_cupy.benchmarks import checks, depthwise, gradient_checks
+from fftconv_cupy.benchmarks import checks, depthwise, gradient_checks, state_checks
 from fftconv_cupy.benchmarks.checks import Finding
 from fftconv_cupy.benchmarks.depthwise import DepthwiseJob
 from fftconv_cupy.benchmarks.places import Place
-from fftconv_cupy.benchmarks.problems import Case, fits, gradient_points, verify_cases
-from fftconv_cupy.plan import make_plan, transform_of
+from fftconv_cupy.benchmarks.problems import Case, gradient_transform, planned, streamed_cases, verify_cases
+from fftconv_cupy.plan import transform_of
+from fftconv_cupy.plans import AnyPlan
 from fftconv_cupy.problem import MODES
 from fftconv_cupy.source import KernelSpec
-from fftconv_cupy.vjp_plan import make_vjp_plan
 
 _EVERY = {"quick": 16, "normal": 12, "full": 24}  # every n-th case is also repeated
 _CONFINEMENT_LENGTHS = {"quick": (2048,), "normal": (64, 1000, 2048, 8192), "full": (64, 1000, 2048, 8192, 16384)}
@@ -42,19 +42,20 @@ class Job:
         """Whether gradients are checked, not outputs."""
         return self.check in gradient_checks.CHECKS
 
+    def plan(self, limits: ArchLimits) -> AnyPlan | None:
+        """Return how a GPU computes what is checked; None: it cannot."""
+        wants_gradients = self.is_of_gradients or self.check is state_checks.state_gradients
+        has_state = self.check in state_checks.CHECKS
+        return planned(self.case, limits, self.case.wanted if wants_gradients else None, has_state=has_state)
+
     def fits(self, limits: ArchLimits) -> bool:
         """Whether a GPU can compute what is checked."""
-        return fits(self.case, limits) and (not self.is_of_gradients or gradient_points(self.case, limits) is not None)
+        return self.plan(limits) is not None
 
     def specs(self, limits: ArchLimits) -> list[KernelSpec]:
-        """Return the kernels that a GPU computes it with."""
-        case = self.case
-        if self.is_of_gradients:
-            return [
-                spec for spec, *_ in make_vjp_plan(case.problem, case.wanted, limits, is_vector=case.is_vector).kernels
-            ]
-        made = make_plan(case.problem, limits, is_vector=case.is_vector)
-        return [made.forward, made.filter]
+        """Return the kernels that a GPU computes it with; there are none where it cannot."""
+        plan = self.plan(limits)
+        return [] if plan is None else [spec for spec, _ in plan.kernels]
 
     def run(self, place: Place) -> Finding:
         """Run the check; an exception is a finding too."""
@@ -80,6 +81,7 @@ def jobs_for(level: str, dtypes: Iterable[str], place: Place, limits: ArchLimits
     with_gradients = _gradient_cases(level, cases, limits)
     jobs += [Job(gradient_checks.gradients, case) for case in with_gradients]
     jobs += [Job(gradient_checks.gradient_repeats, case) for case in with_gradients[:: _EVERY[level]]]
+    jobs += [Job(check, case) for check in state_checks.CHECKS for case in streamed_cases(level, dtypes)]
     special = []
     for mode, dtype, seqlen in itertools.product(MODES, dtypes, _CONFINEMENT_LENGTHS[level]):
         case = Case(mode, dtype, seqlen, seqlen, batch=5, channels=2)
@@ -135,14 +137,14 @@ def compile_all(specs: list[KernelSpec], arch: str) -> Iterator[Finding]:
 def _gradient_cases(level: str, cases: Iterable[Case], limits: ArchLimits) -> list[Case]:
     """Draw the cases whose gradients are checked: a share of those of each transform size, so that none is left out."""
     draw = random.Random("gradients of fftconv verify")
-    by_points: dict[int, list[Case]] = {}
-    for case in cases:
-        points = gradient_points(case, limits)
-        if points is not None:
-            by_points.setdefault(points, []).append(case)
+    by_transform: dict[tuple[str, int], list[Case]] = {}
+    for case in map(_with_taps, cases):
+        transform = gradient_transform(case, limits)
+        if transform is not None:
+            by_transform.setdefault(transform, []).append(case)
     drawn = [
-        _with_taps(case)
-        for members in by_points.values()
+        case
+        for members in by_transform.values()
         for case in draw.sample(members, -(-len(members) // _GRADIENTS_EVERY[level]))
     ]
     return [

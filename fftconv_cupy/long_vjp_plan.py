@@ -65,6 +65,11 @@ class LongVjpPlan:
     reasons: tuple[str, ...]
 
     @property
+    def kernels(self) -> tuple[tuple[KernelSpec, int], ...]:
+        """The kernels that a call launches, each with the dynamic shared memory of a block."""
+        return ((self.kernel, self.config.shared_bytes),)
+
+    @property
     def launches(self) -> int:
         """Kernels launched by a call; its counters are set to zero before."""
         return 1

@@ -61,6 +61,12 @@ class MmaPlan:
     workspace_bytes: int
     reasons: tuple[str, ...]
 
+    @property
+    def kernels(self) -> tuple[tuple[KernelSpec, int], ...]:
+        """The kernels that a call launches, each with the dynamic shared memory of a block."""
+        own = ((self.forward, self.tensor.shared_bytes),)
+        return own if self.is_prepared else (*own, (self.filter, self.config.exchange_bytes), (self.convert, 0))
+
     def __str__(self) -> str:
         """Return the plan in words, one fact a line."""
         problem, config = self.problem, self.tensor

@@ -98,6 +98,12 @@ class Plan:
     workspace_bytes: int
     reasons: tuple[str, ...]
 
+    @property
+    def kernels(self) -> tuple[tuple[KernelSpec, int], ...]:
+        """The kernels that a call launches, each with the dynamic shared memory of a block."""
+        own = ((self.forward, self.shared_bytes),)
+        return own if self.is_prepared else (*own, (self.filter, self.config.exchange_bytes))
+
     def __str__(self) -> str:
         """Return the plan in words, one fact a line."""
         problem, config = self.problem, self.config

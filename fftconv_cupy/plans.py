@@ -15,16 +15,24 @@ from fftconv_cupy.window_vjp_plan import WindowVjpPlan, make_window_vjp_plan
 AnyPlan = Plan | LongPlan | WindowPlan | MmaPlan | VjpPlan | LongVjpPlan | WindowVjpPlan
 
 
-def plan_call(problem: Problem, limits: ArchLimits, wanted: Wanted | None, *, is_prepared: bool) -> AnyPlan:
-    """Plan a call with contiguous arrays; with `wanted` one for those gradients.
+def plan_call(
+    problem: Problem, limits: ArchLimits, wanted: Wanted | None, *, is_prepared: bool, is_contiguous: bool = True
+) -> AnyPlan:
+    """Plan a call; with `wanted` one for those gradients.
+
+    Args:
+        problem: the convolution; ``batch >= 1``.
+        limits: of the GPU.
+        wanted: which gradients; None means the output.
+        is_prepared: the filter's spectrum comes with the call.
+        is_contiguous: arrays are, so that rows are aligned as far as their lengths are even; else rows start anywhere.
 
     Raises:
         UnsupportedProblemError: the transform is larger than the kernels go.
     """
-    # The rows of contiguous arrays are aligned as far as their lengths are even.
     item = ITEM_BYTES[problem.dtype]
     bits = (problem.seqlen | problem.out_len) * item
-    is_vector, is_bulk = bits % (2 * item) == 0, bits % 16 == 0
+    is_vector, is_bulk = is_contiguous and bits % (2 * item) == 0, is_contiguous and bits % 16 == 0
     is_cut = problem.initial_state or cut_of(problem, limits) is not None
     if wanted is not None:
         if is_cut:

@@ -129,6 +129,12 @@ class WindowPlan:
         """Dynamic shared memory of a block of `forward`."""
         return self.config.exchange_bytes
 
+    @property
+    def kernels(self) -> tuple[tuple[KernelSpec, int], ...]:
+        """The kernels that a call launches, each with the dynamic shared memory of a block."""
+        own = ((self.forward, self.shared_bytes),)
+        return own if self.is_prepared else (*own, (self.filter, self.config.exchange_bytes))
+
     def __str__(self) -> str:
         """Return the plan in words, one fact a line."""
         config, cut = self.config, self.cut

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 from fftconv_cupy.archs import ArchLimits
@@ -17,6 +18,7 @@ from fftconv_cupy.blocks import (
 )
 from fftconv_cupy.plan import problem_line
 from fftconv_cupy.problem import Problem, Wanted
+from fftconv_cupy.source import KernelSpec
 from fftconv_cupy.vjp_plan import VjpPlan, channel_groups, launches_of, stash_text, sum_text
 from fftconv_cupy.window_plan import Cut, WindowPlan, alignment_of, checked_cut, extras_of_windows, make_window_plan
 
@@ -43,6 +45,12 @@ class WindowVjpPlan:
     forward: WindowPlan | None
     workspace_bytes: int
     launches: int
+
+    @property
+    def kernels(self) -> tuple[tuple[KernelSpec, int], ...]:
+        """The kernels that a call launches, each with the dynamic shared memory of a block."""
+        made = [plan.kernels for plan in (self.backward, self.forward) if plan is not None]
+        return tuple(dict.fromkeys(itertools.chain.from_iterable(made)))
 
     def __str__(self) -> str:
         """Return the plan in words, one fact a line."""

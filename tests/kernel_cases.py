@@ -17,10 +17,10 @@ from typing import Any
 from pairwise import pairwise_cover
 
 from fftconv_cupy.archs import ARCHS
-from fftconv_cupy.benchmarks.problems import Case, fits
+from fftconv_cupy.benchmarks.problems import Case
 from fftconv_cupy.blocks import BLOCK_CONFIGS, EXTRAS, ITEM_BYTES, ForwardVariant, can_prefetch, forward_spec
 from fftconv_cupy.errors import InvalidArgumentError
-from fftconv_cupy.plan import Plan, block_config, make_plan, max_points
+from fftconv_cupy.plan import Plan, block_config, fits_block, make_plan, max_points
 from fftconv_cupy.problem import DTYPES, MODES
 from fftconv_cupy.source import KernelSpec
 
@@ -167,7 +167,7 @@ def _draw(kernel: Kernel, wanted: int = 48) -> list[KernelCase]:
             scaled=draw.random() < 0.3,
         )
         kernel_case = KernelCase(case, draw.choice(archs), draw.choice(_SPLITS))
-        if fits(case, ARCHS[kernel_case.arch]) and planned(kernel_case).forward == kernel.spec:
+        if fits_block(case.problem, ARCHS[kernel_case.arch]) and planned(kernel_case).forward == kernel.spec:
             found.append(kernel_case)
     return found
 

@@ -21,7 +21,10 @@ from fftconv_cupy.benchmarks.places import CPU, Place
 from fftconv_cupy.benchmarks.problems import Case
 from fftconv_cupy.cli import main
 from fftconv_cupy.errors import CompileError, MissingDependencyError
+from fftconv_cupy.long_plan import LongPlan
+from fftconv_cupy.plan import LARGEST_FFT_SIZE, Plan
 from fftconv_cupy.problem import CPU_DTYPES, DTYPES, MODES
+from fftconv_cupy.window_plan import WindowPlan
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SM_90 = ARCHS["sm_90"]
@@ -70,7 +73,8 @@ def test_the_numpy_backend_passes_and_no_gpu_is_claimed(tmp_path):
     outputs = {"accuracy", "repeats", "confinement"}
     gradients = {"gradients", "gradient repeats", "gradient confinement"}
     short = {"depthwise", *(f"depthwise {check}" for check in ("gradients", "repeats", "confinement", "update"))}
-    assert {finding["check"] for finding in content["findings"]} == outputs | gradients | short
+    streams = {"states", "state gradients"}
+    assert {finding["check"] for finding in content["findings"]} == outputs | gradients | streams | short
     assert {finding["dtype"] for finding in content["findings"]} == set(CPU_DTYPES)
     assert {"version", "numpy", "python", "cache", "commit", "command"} <= set(content["environment"])
 
@@ -223,6 +227,8 @@ def test_every_size_is_checked_in_every_mode_and_the_full_level_has_every_gate()
             linear = {(mode, 1 << log2) for mode in MODES if mode != "circular"}
             assert linear <= found
             assert log2 == 15 or ("circular", 1 << log2) in found
+        ways = {type(problems.planned(case, SM_90)) for case in cases}
+        assert ways == {Plan, WindowPlan, LongPlan}
         assert {case.dtype for case in cases} == set(DTYPES)
         assert {case.layout for case in cases} == set(problems.LAYOUTS)
     gates = {(c.problem.fft_size, c.mode, c.dtype, c.in_gate, c.out_gate, bool(c.skip_dtype)) for c in cases}
@@ -231,8 +237,10 @@ def test_every_size_is_checked_in_every_mode_and_the_full_level_has_every_gate()
 
 def test_cases_keep_to_the_limits_of_the_gpu():
     small = problems.verify_cases("full", DTYPES, ARCHS["sm_75"])
-    assert max(case.problem.fft_size for case in small if case.mode != "circular") == 8192
-    assert max(case.seqlen for case in small if case.mode == "circular") == 4096
+    in_a_block = [case for case in small if isinstance(problems.planned(case, ARCHS["sm_75"]), Plan)]
+    assert max(case.problem.fft_size for case in in_a_block if case.mode != "circular") == 8192
+    assert max(case.seqlen for case in in_a_block if case.mode == "circular") == 4096
+    assert max(case.problem.fft_size for case in small) == LARGEST_FFT_SIZE
 
 
 def test_cases_and_inputs_are_the_same_in_every_run():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,6 @@ from fftconv_cupy.benchmarks.problems import Case
 from fftconv_cupy.cli import main
 from fftconv_cupy.plan import transform_of
 from fftconv_cupy.problem import CPU_DTYPES, DTYPES, MODES
-from fftconv_cupy.vjp_plan import make_vjp_plan
 
 SM_90 = ARCHS["sm_90"]
 CASE = Case("same", "float16", 2048, 301, batch=5, channels=3, in_gate=True, out_gate=True, skip_dtype="float32")
@@ -32,9 +32,10 @@ def wrong(monkeypatch):
 
     def plant(spoil):
         def fftconv_vjp(dy, u, k, **options):
-            grads = right(dy, u, k, **options)._asdict()
+            found = right(dy, u, k, **options)
+            grads = found._asdict()
             spoil(grads, dy=dy, u=u, **options)
-            return Gradients(**grads)
+            return type(found)(**grads)
 
         monkeypatch.setattr(fftconv_cupy, "fftconv_vjp", fftconv_vjp)
 
@@ -169,8 +170,12 @@ def test_confinement_plants_values_that_are_not_finite(wrong):
 def test_gradients_are_checked_at_every_transform_size_in_every_mode_and_dtype(level):
     cases = [job.case for job in gradient_jobs(level) if job.check is gradient_checks.gradients]
     assert len(cases) == len(set(cases)) > 30
-    points = {problems.gradient_points(case, SM_90) for case in cases}
-    assert points == {128, 256, 512, 1024, 2048, 4096, 8192, 16384}
+    points = defaultdict(set)
+    for way, count in (problems.gradient_transform(case, SM_90) for case in cases):
+        points[way].add(count)
+    assert points["block"] == {128, 256, 512, 1024, 2048, 4096, 8192, 16384}
+    assert points["long"] >= ({32768} if level == "quick" else {32768, 65536, 131072})
+    assert len(points["windows"]) >= 2
     assert {case.mode for case in cases} == set(MODES)
     assert {case.dtype for case in cases} == set(DTYPES)
     for name in NAMES:
@@ -192,8 +197,7 @@ def test_cases_keep_to_the_limits_of_the_gpu():
     for arch in ("sm_75", "sm_86"):
         limits = ARCHS[arch]
         for job in gradient_jobs("full", limits):
-            if job.case.batch:
-                make_vjp_plan(job.case.problem, job.case.wanted, limits)
+            assert job.specs(limits)
 
 
 def test_sums_are_of_order_one_so_that_no_float16_gradient_overflows():
@@ -207,7 +211,9 @@ def test_sums_are_of_order_one_so_that_no_float16_gradient_overflows():
 def test_the_kernels_of_gradients_are_compiled_too():
     specs = verification.specs_for(gradient_jobs("quick"), "sm_75")
     assert len(specs) == len(set(specs))
-    assert {spec.entry for spec in specs} == {"fftconv_bwd", "fftconv_filter", "fftconv_filter_bwd", "fftconv_reduce"}
+    of_windows = {"fftconv_windows", "fftconv_windows_bwd"}
+    of_blocks = {"fftconv_bwd", "fftconv_filter", "fftconv_filter_bwd", "fftconv_reduce"}
+    assert {spec.entry for spec in specs} == of_blocks | of_windows | {"fftconv_long_bwd"}
     defines = [dict(spec.defines) for spec in specs if spec.entry == "fftconv_bwd"]
     assert {define["FFTCONV_IS_VECTOR"] for define in defines} == {"0", "1"}
 
