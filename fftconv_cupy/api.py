@@ -82,9 +82,11 @@ def fftconv(
             up to 16384. A row can be computed in parts of any lengths, each with the final state of the one before.
         return_final_state: also return the state after the rows, of the shape and dtype of an initial one.
         precision: the least exact arithmetic that will do, on a GPU: "highest" (float32), or on tensor cores "high"
-            (float32 sums and twiddles) or "medium" (16-bit ones). Default: that of a prepared filter, else "highest".
-            What tensor cores are not used for (float32 rows, GPUs before sm_80, rows longer than a block holds, short
-            filters) is computed in float32 whatever is asked for; `plan` tells.
+            (float32 sums and twiddles) or "medium" (16-bit ones). Default: that of a prepared filter, else the fastest
+            whose error stays within 1.2 times the rounding of the output: "highest" for float16 and float32, for
+            bfloat16 "medium" where that was measured to be faster. What tensor cores are not used for (float32 rows,
+            GPUs before sm_80, rows longer than a block holds, short filters) is computed in float32 whatever is asked
+            for; `plan` tells.
 
     Returns:
         The output, of the shape of `u`, but L + K - 1 points in mode "full": `out` where it was given, else a new
@@ -164,7 +166,8 @@ def prepare_filter(
         fft_size: as for `fftconv`, which is then called with the same.
         stream: as for `fftconv`.
         initial_state: calls may have an initial state.
-        precision: of the calls; "high" and "medium" are for rows of float16 and bfloat16 only. Default: "highest".
+        precision: of the calls; "high" and "medium" are for rows of float16 and bfloat16 only. Default: "highest",
+            which serves rows of every dtype, and gradients.
 
     Returns:
         The spectrum, 8 bytes a complex point and channel on a GPU. Its attributes cannot be changed; its `data` must
@@ -230,7 +233,7 @@ def plan(
         shared_filter: one filter row for all channels.
         initial_state: with an initial state.
         prepared: the filter comes from `prepare_filter`.
-        precision: as for `fftconv`; gradients always have the highest.
+        precision: as for `fftconv`; gradients are computed in float32.
         wrt: plan the call of `fftconv_vjp` that computes the gradients of these arguments, as a `VjpPlan`.
         arch: an architecture such as "sm_90", which needs no GPU; None means the current GPU.
 
@@ -356,7 +359,7 @@ def _wanted(problem: Problem, wrt: Sequence[str] | str, *, is_prepared: bool) ->
     return make_wanted((wrt,) if isinstance(wrt, str) else tuple(wrt), names)[0]
 
 
-def resolved(arguments: Arguments, mode: str, fft_size: int | None, precision: str | None = "highest") -> Call:
+def resolved(arguments: Arguments, mode: str, fft_size: int | None, precision: str | None = None) -> Call:
     """Return the checked call; one look-up where a call of the same signature has been checked before."""
     key = (precision, *arguments.signature(mode, fft_size))
     try:

@@ -126,7 +126,7 @@ class Call:
     run: Any = None
 
 
-def resolve(arguments: Arguments, mode: object, fft_size: object, precision: object = "highest") -> Call:
+def resolve(arguments: Arguments, mode: object, fft_size: object, precision: object = None) -> Call:
     """Check a call and return what it computes.
 
     Raises:
@@ -142,7 +142,8 @@ def resolve(arguments: Arguments, mode: object, fft_size: object, precision: obj
     filter_len, is_shared = _filter_shape(k, u, channels)
     if isinstance(k, FilterSpectrum):
         _check_prepared(k, mode, seqlen)
-        precision = _filter_precision(k, precision, u.dtype)
+        # Gradients take the spectrum of the highest precision, whatever is asked for.
+        precision = _filter_precision(k, "highest" if isinstance(arguments, VjpArguments) else precision, u.dtype)
     has_state = check_states(arguments, mode, filter_len)
     problem = make_problem(
         mode,
@@ -210,7 +211,7 @@ def filter_problem(
     fft_size: object,
     *,
     initial_state: bool = False,
-    precision: object = "highest",
+    precision: object = None,
 ) -> Problem:
     """Check the arguments of `prepare_filter` and return a problem with batch 1 that uses the filter.
 
@@ -349,7 +350,7 @@ def _check_prepared(k: FilterSpectrum, mode: str, seqlen: int) -> None:
 def _filter_precision(k: FilterSpectrum, asked: str | None, dtype: str) -> str:
     """Return the precision of a prepared filter, which is at least what is asked for."""
     if asked is not None and PRECISIONS.index(asked) < PRECISIONS.index(k.precision):
-        do = f"Leave precision out, or pass {k.precision!r}; gradients always have the highest"
+        do = f"Leave precision out, or pass {k.precision!r}; gradients take a filter of the highest"
         _refuse_prepared("precision", repr(asked), repr(k.precision), do)
     if k.precision != "highest" and dtype not in ("float16", "bfloat16"):
         _refuse_prepared("u.dtype", dtype, f"float16 or bfloat16 with precision {k.precision!r}", "Convert u")

@@ -8,7 +8,6 @@ Imported when the first array on a GPU comes, for it needs CuPy.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -95,7 +94,6 @@ def run_vjp(problem: Problem, wanted: Wanted, dy: ArrayView, u: ArrayView, *argu
 
 def warm_vjp(problem: Problem, wanted: Wanted, archs: Sequence[str] | None = None) -> list[str]:
     """Compile what gradients may need; see `launch_vjp.warm_vjp`."""
-    problem = replace(problem, precision="highest")  # as calls for gradients have it
     if archs is None:
         module = _vjp_module(problem, device_limits(arrays.current_device()))
         lines: list[str] = module.warm_vjp(problem, wanted)

@@ -28,6 +28,7 @@ def fftconv_vjp(
     stream: Any = None,
     initial_state: Any = None,
     d_final_state: Any = None,
+    precision: str | None = None,
 ) -> Gradients | StateGradients:
     """Return the gradients of ``sum(dy * fftconv(u, k, ...))`` with respect to the arguments of `fftconv`.
 
@@ -56,6 +57,7 @@ def fftconv_vjp(
         initial_state: as for `fftconv`.
         d_final_state: where `fftconv` returned a final state, its gradient, of that shape and dtype: the gradients are
             those of ``sum(dy * y) + sum(d_final_state * final_state)``.
+        precision: as for `fftconv`. Gradients are computed in float32 whatever is asked for.
 
     Returns:
         A named tuple of ``u``, ``k``, ``in_gate``, ``out_gate``, ``skip``: for each a new contiguous array of the
@@ -89,7 +91,7 @@ def fftconv_vjp(
         d_final_state=None if d_final_state is None else view(d_final_state, "d_final_state", handle),
         wrt=None if wrt is None else _names(wrt),
     )
-    call = resolved(arguments, mode, fft_size)
+    call = resolved(arguments, mode, fft_size, precision)
     device = arguments.u.device
     if stream is not None:
         arrays.check_stream_device(stream, device)

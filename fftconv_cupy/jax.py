@@ -29,6 +29,7 @@ def fftconv(
     in_gate: Any = None,
     out_gate: Any = None,
     skip: Any = None,
+    precision: str | None = None,
 ) -> Any:
     """Convolve the rows of `u` with the filter `k`, as `fftconv_cupy.fftconv` does, under any transformation of JAX.
 
@@ -55,13 +56,14 @@ def fftconv(
         in_gate: shape and dtype of `u`.
         out_gate: shape of the output, dtype of `u`.
         skip: (H,), float32 or of the dtype of `u`; (1,) for u of shape (L,).
+        precision: as there; jax.numpy computes the same with any.
 
     Returns:
         The output, of the shape and dtype of `u`, but L + K - 1 points in mode "full".
 
     Raises:
         InvalidTypeError: an argument is not a JAX array, or has a dtype that is not allowed.
-        InvalidArgumentError: a shape, mode or `fft_size` that does not go with the rest. Its subclass
+        InvalidArgumentError: a shape, mode, `fft_size` or `precision` that does not go with the rest. Its subclass
             UnsupportedProblemError: the transform does not fit the GPU.
         MissingDependencyError, UnsupportedDeviceError, CompileError: as for `fftconv_cupy.fftconv`.
 
@@ -72,7 +74,7 @@ def fftconv(
     """
     given = {"u": u, "k": k, "in_gate": in_gate, "out_gate": out_gate, "skip": skip}
     views = {name: abstract_view(x, name) for name, x in given.items() if x is not None or name in ("u", "k")}
-    problem = resolve(Arguments(**views), mode, fft_size).problem
+    problem = resolve(Arguments(**views), mode, fft_size, precision).problem
     return _fftconv(problem, u, k, in_gate, out_gate, skip)
 
 

@@ -14,6 +14,7 @@ from fftconv_cupy.plan import (
     check_sizes,
     extras_of,
     filter_lags,
+    precision_line,
     problem_line,
     transform_of,
 )
@@ -91,6 +92,7 @@ class LongPlan:
         lines = [
             problem_line(self.problem, self.limits),
             f"  FFT size        {self.problem.fft_size} real points",
+            precision_line(self.problem),
             f"  transform       {config.points} complex points = {config.rows} rows ({columns}) of "
             f"{config.row.points} ({radices}), linear",
             f"  passes          1 over global memory; columns, rows and columns back through L2, in "

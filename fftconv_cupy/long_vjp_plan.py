@@ -9,7 +9,15 @@ from fftconv_cupy.blocks import COMPLEX_BYTES
 from fftconv_cupy.long_blocks import LongConfig, LongGradients, long_backward_spec, long_config, point_bytes
 from fftconv_cupy.long_plan import COUNTER_BYTES, SCALE_BYTES, long_reasons, long_variant, offsets_of
 from fftconv_cupy.long_schedule import Load, Schedule, make_schedule
-from fftconv_cupy.plan import WORKSPACE_LIMIT, FilterLags, check_sizes, filter_lags, problem_line, transform_of
+from fftconv_cupy.plan import (
+    WORKSPACE_LIMIT,
+    FilterLags,
+    check_sizes,
+    filter_lags,
+    precision_line,
+    problem_line,
+    transform_of,
+)
 from fftconv_cupy.problem import Problem, Wanted
 from fftconv_cupy.source import KernelSpec
 
@@ -87,6 +95,7 @@ class LongVjpPlan:
         columns = " x ".join(str(1 << log2) for log2 in config.tile_log2_radices)
         lines = [
             f"gradients {wanted} of {problem_line(self.problem, self.limits)}",
+            precision_line(self.problem),
             f"  transforms      of {config.points} complex points = {config.rows} rows ({columns}) of "
             f"{config.row.points} ({radices}), linear",
             f"  passes          1 over global memory; columns, rows and columns back through L2, in "

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.blocks import COMPLEX_BYTES, BlockConfig, FilterVariant, filter_spec
 from fftconv_cupy.errors import UnsupportedProblemError, message
-from fftconv_cupy.mma_blocks import DTYPES, MmaConfig, MmaVariant, convert_spec, fitting_mma_config, mma_spec
+from fftconv_cupy.mma_blocks import (
+    DEFAULT_DTYPE,
+    DEFAULT_POINTS,
+    DTYPES,
+    MmaConfig,
+    MmaVariant,
+    convert_spec,
+    fitting_mma_config,
+    mma_spec,
+)
 from fftconv_cupy.plan import (
     GRID_YZ,
     FilterLags,
@@ -19,6 +28,8 @@ from fftconv_cupy.plan import (
 )
 from fftconv_cupy.problem import Problem
 from fftconv_cupy.source import KernelSpec
+
+WIDE_POINTS = 8  # rows of a multiple of them can start at multiples of 16 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +99,17 @@ class MmaPlan:
 
 def precision_of(problem: Problem, limits: ArchLimits) -> str:
     """Return the precision with which a GPU computes a problem whose rows are transformed as a whole."""
-    asked = problem.precision or "highest"
+    asked = problem.precision or _default_precision(problem, limits)
     return "highest" if asked == "highest" or mma_configs(problem, asked, limits) is None else asked
+
+
+def _default_precision(problem: Problem, limits: ArchLimits) -> str:
+    """Return the fastest precision whose error stays within 1.2 times the rounding of the output."""
+    configs = mma_configs(problem, "medium", limits) if problem.dtype == DEFAULT_DTYPE else None
+    if configs is None or (problem.seqlen | problem.out_len) % WIDE_POINTS:
+        return "highest"
+    kind = (limits.arch, transform_of(problem)[0], extras_of(problem))
+    return "medium" if configs[0].points in DEFAULT_POINTS.get(kind, ()) else "highest"
 
 
 def mma_configs(problem: Problem, precision: str, limits: ArchLimits) -> tuple[MmaConfig, BlockConfig] | None:

@@ -111,6 +111,7 @@ class Plan:
         lines = [
             problem_line(problem, self.limits),
             f"  FFT size        {problem.fft_size} real points",
+            precision_line(problem),
             f"  transform       {config.points} complex points = {radices}, {self.strategy}",
             f"  passes          1 over global memory, {len(config.log2_radices)} in the block each way",
             f"  block           {config.threads} threads, {1 << config.log2_ept} points each, {config.rows} row(s), "
@@ -131,6 +132,13 @@ def problem_line(problem: Problem, limits: ArchLimits) -> str:
         f"k ({'' if problem.shared_filter else f'{problem.channels}, '}{problem.filter_len}) "
         f"{problem.filter_dtype}{', ' + ' + '.join(flags) if flags else ''} on {limits.arch}"
     )
+
+
+def precision_line(problem: Problem) -> str:
+    """Return the line of a plan in float32 that says so, and that less would have done."""
+    asked = problem.precision
+    why = f"; {asked!r} would do, but tensor cores are not used for this" if asked in ("high", "medium") else ""
+    return f"  precision       highest: float32 arithmetic{why}"
 
 
 def max_points(limits: ArchLimits) -> int:

@@ -12,7 +12,7 @@ import torch
 from fftconv_cupy import torch_derivatives  # noqa: F401 - registers them
 from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, message
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.problem import check_int, check_mode
+from fftconv_cupy.problem import check_int, check_mode, check_precision
 from fftconv_cupy.torch_depthwise import (
     FlashDepthWiseConv1d,
     FlashDepthwiseConv1d,
@@ -43,6 +43,7 @@ def fftconv(
     in_gate: torch.Tensor | None = None,
     out_gate: torch.Tensor | None = None,
     skip: torch.Tensor | None = None,
+    precision: str | None = None,
 ) -> torch.Tensor:
     """Convolve the rows of `u` with the filter `k`: ``out_gate * (conv(in_gate * u, k) + skip * (in_gate * u))``.
 
@@ -63,6 +64,7 @@ def fftconv(
         in_gate: shape and dtype of `u`.
         out_gate: shape of the output, dtype of `u`.
         skip: (H,), float32 or of the dtype of `u`.
+        precision: as for `fftconv_cupy.fftconv`.
 
     Returns:
         The output, a new contiguous tensor of the dtype of `u`, with its shape, or L + K - 1 points in mode "full".
@@ -88,7 +90,8 @@ def fftconv(
         check_mode(mode)
     if not (fft_size is None or isinstance(fft_size, (int, torch.SymInt))):
         fft_size = check_int(fft_size, "fft_size", minimum=2)
-    y: torch.Tensor = forward_op(u, k, in_gate, out_gate, skip, mode, fft_size, layout)
+    precision = check_precision(precision)
+    y: torch.Tensor = forward_op(u, k, in_gate, out_gate, skip, mode, fft_size, precision, layout)
     return y
 
 
@@ -107,13 +110,21 @@ class FlashFFTConv(torch.nn.Module):  # type: ignore[misc]  # torch is untyped h
         seqlen: N, points of the circular convolution.
         dtype: kept as an attribute; the output has the dtype of the input, whichever that is.
         use_32_butterfly: of no effect.
+        precision: as for `fftconv_cupy.fftconv`.
 
     Raises:
-        InvalidTypeError: `seqlen` is not an int, or `dtype` no dtype.
-        InvalidArgumentError: `seqlen` is less than 1.
+        InvalidTypeError: `seqlen` is not an int, `dtype` no dtype, or `precision` no string.
+        InvalidArgumentError: `seqlen` is less than 1, or `precision` is not known.
     """
 
-    def __init__(self, seqlen: int, dtype: torch.dtype = torch.float16, use_32_butterfly: bool = True) -> None:
+    def __init__(
+        self,
+        seqlen: int,
+        dtype: torch.dtype = torch.float16,
+        use_32_butterfly: bool = True,
+        *,
+        precision: str | None = None,
+    ) -> None:
         super().__init__()
         self.seqlen = check_int(seqlen, "seqlen", minimum=1)
         if not isinstance(dtype, torch.dtype):
@@ -123,6 +134,7 @@ class FlashFFTConv(torch.nn.Module):  # type: ignore[misc]  # torch is untyped h
             )
         self.dtype = dtype
         self.use_32_butterfly = use_32_butterfly
+        self.precision = check_precision(precision)
 
     def forward(
         self,
@@ -148,30 +160,32 @@ class FlashFFTConv(torch.nn.Module):  # type: ignore[misc]  # torch is untyped h
             InvalidArgumentError: a row or a filter is longer than `seqlen`, or a gate is given under both its names.
             InvalidTypeError, and others: as for `fftconv_cupy.torch.fftconv`.
         """
-        gates: dict[str, Any] = {
+        options: dict[str, Any] = {
             "in_gate": _either("in_gate", in_gate, "pregate", pregate),
             "out_gate": _either("out_gate", out_gate, "postgate", postgate),
+            "precision": self.precision,
         }
         for name, tensor in (("u", u), ("k", k)):
             if not isinstance(tensor, torch.Tensor):
                 _refuse_object(name, tensor, "a torch tensor")
         if not (u.ndim and k.ndim):
-            return fftconv(u, k, **gates)  # says what is wrong
+            return fftconv(u, k, **options)  # says what is wrong
         points, taps, size = u.shape[-1], k.shape[-1], self.seqlen
         for name, length in (("u", points), ("k", taps)):
             if length > size:
                 _refuse_length(name, length, size)
         if points + taps - 1 <= size:  # nothing wraps: a linear transform does, and is cheaper
-            return fftconv(u, k, **gates)
+            return fftconv(u, k, **options)
         if points == size:
-            return fftconv(u, k, mode="circular", **gates)
+            return fftconv(u, k, mode="circular", **options)
         if size & (size - 1) == 0:
-            return fftconv(u, k, mode="circular", fft_size=size, **gates)
-        return fftconv(u, _lags(k, points, size), mode="same", **gates)
+            return fftconv(u, k, mode="circular", fft_size=size, **options)
+        return fftconv(u, _lags(k, points, size), mode="same", **options)
 
     def extra_repr(self) -> str:
         """Return what the module was made with."""
-        return f"{self.seqlen}, dtype={self.dtype}"
+        precision = "" if self.precision is None else f", precision={self.precision!r}"
+        return f"{self.seqlen}, dtype={self.dtype}{precision}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         own = {key: value for key, value in state_dict.items() if not key.removeprefix(prefix).startswith(_CONSTANTS)}

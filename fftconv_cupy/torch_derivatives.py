@@ -51,7 +51,7 @@ class _Convolution(_SingleLevelFunction):  # type: ignore[misc]  # torch is unty
 
     @staticmethod
     def forward(ctx: Any, keyset: Any, *args: Any) -> torch.Tensor:
-        u, *others, ctx.mode, ctx.fft_size, ctx.layout = args
+        u, *others, ctx.mode, ctx.fft_size, ctx.precision, ctx.layout = args
         ctx.seqlen = u.shape[-1]
         # The gradient of u alone does not depend on u, which then need not be kept: the filter is often frozen.
         needs_u = any(ctx.needs_input_grad[2 : 1 + _COUNT])
@@ -70,7 +70,7 @@ class _Convolution(_SingleLevelFunction):  # type: ignore[misc]  # torch is unty
                 dy = dy if dy.stride(-1) == 1 else dy.contiguous()
                 u = dy[..., : ctx.seqlen]  # of the shape, dtype and device of u, and not read
             gradients = vjp_op(dy, u, *others, *_options(ctx), wrt)
-        return (None, *gradients, None, None, None)
+        return (None, *gradients, *(None for _ in _options(ctx)))
 
     @staticmethod
     @differentiable_below
@@ -84,7 +84,7 @@ class _Vjp(_SingleLevelFunction):  # type: ignore[misc]
 
     @staticmethod
     def forward(ctx: Any, keyset: Any, *args: Any) -> _Tensors:
-        *tensors, ctx.mode, ctx.fft_size, ctx.layout, ctx.wrt = args
+        *tensors, ctx.mode, ctx.fft_size, ctx.precision, ctx.layout, ctx.wrt = args
         keep(ctx, tensors, tensors)
         gradients: _Tensors = below(vjp_op, keyset, args)
         return gradients
@@ -98,7 +98,7 @@ class _Vjp(_SingleLevelFunction):  # type: ignore[misc]
         dy, *tensors = ctx.saved_tensors
         needs_dy, *needs = ctx.needs_input_grad[1 : 2 + _COUNT]
         terms = _derivative(dy, tensors, cotangents, _options(ctx), needs, is_forward=needs_dy)
-        return (None, *terms, None, None, None, None)
+        return (None, *terms, *(None for _ in _options(ctx)), None)
 
     @staticmethod
     @differentiable_below
@@ -125,7 +125,7 @@ def primals_of(ctx: Any) -> list[torch.Tensor | None]:
 
 
 def _options(ctx: Any) -> tuple[Any, ...]:
-    return ctx.mode, ctx.fft_size, ctx.layout
+    return ctx.mode, ctx.fft_size, ctx.precision, ctx.layout
 
 
 def _derivative(
@@ -142,7 +142,7 @@ def _derivative(
         dy: as for ``fftconv_vjp``; None where `wrt` asks for nothing.
         tensors: the arguments of the convolution.
         along: their tangents; more entries than arguments are left alone.
-        options: mode, fft_size and layout.
+        options: mode, fft_size, precision and layout.
         wrt: the gradients that are to be differentiated.
         is_forward: whether the output is.
 

@@ -25,7 +25,7 @@ ARGUMENTS = ("u", "k", "in_gate", "out_gate", "skip")
 """The tensors of the convolution, in the operators' order."""
 
 _TENSORS = "Tensor u, Tensor k, Tensor? in_gate, Tensor? out_gate, Tensor? skip"
-_OPTIONS = "str mode, SymInt? fft_size, str? layout"
+_OPTIONS = "str mode, SymInt? fft_size, str? precision, str? layout"
 
 library = torch.library.Library("fftconv_cupy", "DEF")
 library.define(f"fftconv({_TENSORS}, {_OPTIONS}) -> Tensor")
@@ -93,10 +93,18 @@ def _compute(
     skip: torch.Tensor | None,
     mode: str,
     fft_size: int | None,
+    precision: str | None,
     layout: str | None,
 ) -> torch.Tensor:
     y: torch.Tensor = fftconv(
-        u, _filter(k, layout), mode=mode, fft_size=fft_size, in_gate=in_gate, out_gate=out_gate, skip=skip
+        u,
+        _filter(k, layout),
+        mode=mode,
+        fft_size=fft_size,
+        in_gate=in_gate,
+        out_gate=out_gate,
+        skip=skip,
+        precision=precision,
     )
     return y
 
@@ -110,6 +118,7 @@ def _compute_vjp(
     skip: torch.Tensor | None,
     mode: str,
     fft_size: int | None,
+    precision: str | None,
     layout: str | None,
     wrt: Sequence[bool],
 ) -> Any:
@@ -123,6 +132,7 @@ def _compute_vjp(
         out_gate=out_gate,
         skip=skip,
         wrt=names_of(wrt),
+        precision=precision,
     )
 
 
@@ -133,7 +143,7 @@ def names_of(wrt: Sequence[bool]) -> list[str]:
 
 def _fake(u: torch.Tensor, k: torch.Tensor, *rest: Any) -> torch.Tensor:
     """Return a tensor of the output's shape; the rules about the arguments are looked at when it is computed."""
-    *_, mode, _, layout = rest
+    *_, mode, _fft_size, _precision, layout = rest
     points = u.shape[-1]
     if check_mode(mode) == "full":
         points += (k.shape[-1] if layout is None else _parsed(layout)["filter_len"]) - 1

@@ -20,7 +20,7 @@ from fftconv_cupy.blocks import (
     resident_blocks,
     stash_quads,
 )
-from fftconv_cupy.plan import WORKSPACE_LIMIT, FilterLags, block_config, extras_of, filter_lags
+from fftconv_cupy.plan import WORKSPACE_LIMIT, FilterLags, block_config, extras_of, filter_lags, precision_line
 from fftconv_cupy.problem import Problem, Wanted
 from fftconv_cupy.source import KernelSpec
 
@@ -152,6 +152,7 @@ class VjpPlan:
             f"fftconv_vjp {problem.mode}: {wanted} of u ({problem.batch}, {problem.channels}, {problem.seqlen}) "
             f"{problem.dtype}, k ({'' if problem.shared_filter else f'{problem.channels}, '}{problem.filter_len}) "
             f"{problem.filter_dtype} on {self.limits.arch}",
+            precision_line(problem),
             f"  transforms      {transforms} a row of {config.points} complex points = {radices}",
             f"  block           {config.threads} threads, {1 << config.log2_ept} points each, {config.rows} row(s), "
             f"{self.shared_bytes} bytes of shared memory{_cluster_text(config)}",

@@ -30,6 +30,7 @@ from fftconv_cupy.plan import (
     extras_of,
     filter_lags,
     max_points,
+    precision_line,
     problem_line,
     transform_of,
 )
@@ -141,6 +142,7 @@ class WindowPlan:
         radices = " x ".join(str(1 << log2) for log2 in config.log2_radices)
         lines = [
             problem_line(self.problem, self.limits),
+            precision_line(self.problem),
             f"  windows         {cut.count(self.problem.out_len)} a row, each yields {cut.step} of "
             f"{2 * config.points} points",
             f"  transform       {config.points} complex points = {radices}, packed: the second half of a window is the "

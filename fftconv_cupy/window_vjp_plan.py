@@ -16,7 +16,7 @@ from fftconv_cupy.blocks import (
     stash_quads,
     windows_backward_spec,
 )
-from fftconv_cupy.plan import problem_line
+from fftconv_cupy.plan import precision_line, problem_line
 from fftconv_cupy.problem import Problem, Wanted
 from fftconv_cupy.source import KernelSpec
 from fftconv_cupy.vjp_plan import VjpPlan, channel_groups, launches_of, stash_text, sum_text
@@ -58,6 +58,7 @@ class WindowVjpPlan:
         limits = (self.backward or self.forward).limits  # type: ignore[union-attr]  # one of them is there
         lines = [
             f"fftconv_vjp by windows: {wanted} of {problem_line(self.problem, limits)}",
+            precision_line(self.problem),
             f"  launches        {self.launches}",
             f"  workspace       {self.workspace_bytes} bytes",
         ]

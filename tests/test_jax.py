@@ -14,6 +14,7 @@ from frameworks import direct
 from vjp_cases import NAMES, agreement, converted, expected, vjp_case
 
 from fftconv_cupy import fftconv, numeric
+from fftconv_cupy.errors import InvalidArgumentError
 from fftconv_cupy.problem import DTYPES, MODES
 
 jax = pytest.importorskip("jax")
@@ -37,6 +38,20 @@ SHAPES = (
 def on_cpu():
     with jax.default_device(jax.devices("cpu")[0]):
         yield
+
+
+@pytest.mark.parametrize("precision", [None, "medium"])
+def test_outputs_and_gradients_have_the_precision_of_their_call(precision):
+    u, k = jnp.ones((2, 3, 16)), jnp.ones((3, 5))
+    loss = lambda u, k: fj.fftconv(u, k, precision=precision).sum()  # noqa: E731
+    text = str(jax.make_jaxpr(jax.vmap(jax.value_and_grad(loss, (0, 1)), (0, None)))(u[:, None], k))
+    assert text.count(f"precision={precision!r}") >= 2
+    assert "precision='highest'" not in text
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(InvalidArgumentError, match="precision: got 'low'"):
+        fj.fftconv(jnp.ones((2, 3, 16)), jnp.ones((3, 5)), precision="low")
 
 
 @pytest.fixture

@@ -71,6 +71,17 @@ def test_a_gpu_without_tensor_cores_for_halves_runs_the_highest() -> None:
         assert not launch_mma._launchers
 
 
+@pytest.mark.parametrize("asked", [None, "high", "medium"])
+def test_gradients_are_computed_in_float32_whatever_is_asked_for(asked: str | None) -> None:
+    with host_gpu():
+        u, k = _arrays()
+        grads = fftconv_vjp(u, u, k, precision=asked)
+        exact = fftconv_vjp(u, u, k, precision="highest")
+        assert [_bytes(grads.u), _bytes(grads.k)] == [_bytes(exact.u), _bytes(exact.k)]
+        prepared = prepare_filter(k, seqlen=256)
+        assert _bytes(fftconv_vjp(u, u, prepared, wrt="u", precision=asked).u) == _bytes(exact.u)
+
+
 def test_short_filters_are_still_cut_into_windows() -> None:
     assert type(plan(8, 64, 16384, 16, precision="medium", arch="sm_90")) is type(plan(8, 64, 16384, 16, arch="sm_90"))
 

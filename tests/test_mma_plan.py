@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fftconv_cupy import fftconv, numeric, plan, prepare_filter, warmup
+from fftconv_cupy import fftconv, fftconv_vjp, mma_plan, numeric, plan, prepare_filter, warmup
 from fftconv_cupy.archs import ARCHS
-from fftconv_cupy.blocks import BLOCK_CONFIGS, QUAD_BYTES
+from fftconv_cupy.blocks import BLOCK_CONFIGS, EXTRAS, QUAD_BYTES
 from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, UnsupportedProblemError
 from fftconv_cupy.kernel_matrix import iter_kernels
 from fftconv_cupy.mma_blocks import MIDDLE_SCALE, MMA_CONFIGS, MMA_PRECISIONS, OUTER_SCALES, PHASE
@@ -62,6 +63,64 @@ def test_a_plan_tells_the_precision() -> None:
     assert isinstance(plan(64, 768, 4096, 4096, precision="medium", arch="sm_75"), Plan)
 
 
+@pytest.mark.parametrize(
+    ("call", "asked"),
+    [
+        ({"dtype": "float32"}, "medium"),
+        ({"filter_len": 17, "seqlen": 1 << 14}, "high"),
+        ({"seqlen": 40000, "filter_len": 40000}, "medium"),
+        ({"arch": "sm_75"}, "high"),
+        ({"wrt": ("u", "k")}, "medium"),
+        ({"wrt": "u", "filter_len": 17, "seqlen": 1 << 14}, "medium"),
+        ({"wrt": "u", "seqlen": 40000, "filter_len": 40000}, "high"),
+        ({"initial_state": True, "filter_len": 64}, "medium"),
+    ],
+)
+def test_a_plan_in_float32_says_so_and_what_would_have_done(call: dict[str, object], asked: str) -> None:
+    numbers = {"batch": 2, "channels": 3, "seqlen": 1024, "filter_len": 1024, "arch": "sm_90", **call}
+    for precision in (None, "highest"):
+        assert "\n  precision       highest: float32 arithmetic\n" in str(plan(**numbers, precision=precision))
+    text = str(plan(**numbers, precision=asked))
+    assert f"precision       highest: float32 arithmetic; '{asked}' would do" in text
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let medium have been measured to be faster for plain linear rows of 1024 points on sm_90."""
+    monkeypatch.setattr(mma_plan, "DEFAULT_POINTS", {("sm_90", "linear", "none"): (1024,)})
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize(
+    ("dtype", "arch", "changes", "expected"),
+    [
+        ("bfloat16", "sm_90", {}, "medium"),
+        ("bfloat16", "sm_90", {"seqlen": 1000}, "medium"),
+        ("float16", "sm_90", {}, "highest"),
+        ("float32", "sm_90", {}, "highest"),
+        ("bfloat16", "sm_80", {}, "highest"),
+        ("bfloat16", "sm_90", {"in_gate": True}, "highest"),
+        ("bfloat16", "sm_90", {"mode": "circular"}, "highest"),
+        ("bfloat16", "sm_90", {"seqlen": 999}, "highest"),
+        ("bfloat16", "sm_90", {"seqlen": 2048, "filter_len": 2048}, "highest"),
+    ],
+)
+def test_the_default_is_medium_where_it_was_measured_to_be_faster(
+    dtype: str, arch: str, changes: dict[str, object], expected: str
+) -> None:
+    asked = problem(None, dtype, **changes)  # type: ignore[arg-type]
+    assert precision_of(asked, ARCHS[arch]) == expected
+    assert precision_of(replace(asked, precision="highest"), ARCHS[arch]) == "highest"
+
+
+def test_defaults_name_sizes_and_kinds_that_there_are() -> None:
+    for (arch, kind, extras), points in mma_plan.DEFAULT_POINTS.items():
+        assert arch in ARCHS
+        assert kind in ("linear", "paired")
+        assert extras in EXTRAS
+        assert all(("medium", size) in MMA_CONFIGS for size in points)
+
+
 def test_a_plan_that_is_not_for_tensor_cores_is_refused() -> None:
     with pytest.raises(UnsupportedProblemError, match=r"precision: got None .* allowed: 'highest'"):
         make_mma_plan(problem(None), ARCHS["sm_90"])
@@ -90,6 +149,7 @@ def test_groups_of_channels_bound_the_workspace() -> None:
 def test_a_precision_of_another_name_is_refused(bad: str) -> None:
     for call in (
         lambda: fftconv(np.ones((1, 8), np.float32), np.ones(3, np.float32), precision=bad),
+        lambda: fftconv_vjp(*np.ones((2, 1, 8), np.float32), np.ones(3, np.float32), precision=bad),
         lambda: prepare_filter(np.ones(3, np.float32), seqlen=8, precision=bad),
         lambda: plan(1, 1, 8, 3, precision=bad, arch="sm_90"),
         lambda: warmup(1, 1, 8, 3, precision=bad, archs="sm_90"),
@@ -111,13 +171,8 @@ def test_the_cpu_computes_the_same_with_any_precision(precision: str | None) -> 
     prepared = prepare_filter(k, seqlen=50, precision=precision)
     assert fftconv(u, k, precision=precision).tobytes() == fftconv(u, k).tobytes()
     assert fftconv(u, prepared, precision="medium").tobytes() == fftconv(u, k).tobytes()
-
-
-def test_precision_with_tensors_that_torch_differentiates_is_refused() -> None:
-    torch = pytest.importorskip("torch")
-    with pytest.raises(InvalidArgumentError, match=r"precision.*Leave precision out"):
-        fftconv(torch.ones(1, 8, requires_grad=True), torch.ones(3), precision="medium")
-    assert fftconv(torch.ones(1, 8, requires_grad=True), torch.ones(3), precision="highest").requires_grad
+    grads, plain = fftconv_vjp(u, u, k, precision=precision), fftconv_vjp(u, u, k)
+    assert (grads.u.tobytes(), grads.k.tobytes()) == (plain.u.tobytes(), plain.k.tobytes())
 
 
 def test_the_bounds_of_results_by_precision() -> None:

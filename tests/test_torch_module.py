@@ -102,7 +102,8 @@ def test_the_cheaper_of_equal_convolutions_is_computed(monkeypatch):
 
 def test_the_signature_is_that_of_flashfftconv():
     made = inspect.signature(FlashFFTConv)
-    assert list(made.parameters) == ["seqlen", "dtype", "use_32_butterfly"]
+    assert [*made.parameters][:3] == ["seqlen", "dtype", "use_32_butterfly"]
+    assert made.parameters["precision"].kind is inspect.Parameter.KEYWORD_ONLY
     assert made.parameters["dtype"].default is torch.float16
     module = FlashFFTConv(16, torch.bfloat16, use_32_butterfly=False).train()
     assert (module.seqlen, module.dtype, module.use_32_butterfly) == (16, torch.bfloat16, False)
@@ -141,12 +142,26 @@ def test_a_filter_shared_by_the_channels_wraps_too():
     assert error(k.grad, each.grad.sum(0)) < 1e-5
 
 
+@pytest.mark.parametrize(("points", "taps"), [(8, 8), (16, 16), (12, 9)])
+def test_the_module_hands_on_its_precision(monkeypatch, points, taps):
+    seen, compute = [], module_of_torch.fftconv
+
+    def convolve(u, k, *, precision, **options):
+        seen.append(precision)
+        return compute(u, k, precision=precision, **options)
+
+    monkeypatch.setattr(module_of_torch, "fftconv", convolve)
+    FlashFFTConv(16, precision="medium")(torch.ones(2, 3, points), torch.ones(3, taps))
+    assert seen == ["medium"]
+
+
 def test_bad_arguments():
     u, k = torch.ones(2, 3, 8), torch.ones(3, 8)
     bad = (
         (errors.InvalidTypeError, lambda: FlashFFTConv(16.0), "seqlen"),
         (errors.InvalidArgumentError, lambda: FlashFFTConv(0), "seqlen"),
         (errors.InvalidTypeError, lambda: FlashFFTConv(16, dtype="float16"), "dtype"),
+        (errors.InvalidArgumentError, lambda: FlashFFTConv(16, precision="low"), "precision: got 'low'"),
         (errors.InvalidArgumentError, lambda: FlashFFTConv(7)(u, k), "u.shape: got 8 points"),
         (errors.InvalidArgumentError, lambda: FlashFFTConv(8)(u, torch.ones(3, 9)), "k.shape: got 9 points"),
         (errors.InvalidArgumentError, lambda: FlashFFTConv(16)(u, k, u, pregate=u), "in_gate: got in_gate and pregate"),
@@ -186,6 +201,8 @@ def test_copies_pickles_and_moves_compute_the_same():
     assert list(model.state_dict()) == ["k"]
     assert list(FlashFFTConv(16).state_dict()) == []
     assert repr(FlashFFTConv(16)) == "FlashFFTConv(16, dtype=torch.float16)"
+    high = FlashFFTConv(16, precision="high")
+    assert repr(pickle.loads(pickle.dumps(high))) == "FlashFFTConv(16, dtype=torch.float16, precision='high')"
 
 
 # Buffers of FlashFFTConv, by size: the state dicts of models that used it hold them.

@@ -107,11 +107,54 @@ def test_opcheck(mode, is_bare):
     tensors = list(arguments(mode).values())
     if is_bare:
         tensors[2:] = [None] * 3
-    options = (mode, 16 if mode == "circular" else None, None)
+    options = (mode, 16 if mode == "circular" else None, None, None)
     torch.library.opcheck(forward_op, (*tensors, *options))
     dy = call(dict(zip(NAMES, tensors, strict=True)), mode=mode).detach().requires_grad_()
     for wrt in ([True, True] + [not is_bare] * 3, [False, True] + [False] * 3):
         torch.library.opcheck(vjp_op, (dy, *tensors, *options, wrt))
+
+
+@pytest.fixture
+def precisions(monkeypatch):
+    """The precisions that calls of the operators ask for, those of outputs and of gradients."""
+    seen = {"fftconv": [], "fftconv_vjp": []}
+
+    def recording(name):
+        compute = getattr(torch_operator, name)
+
+        def record(*args, precision, **options):
+            seen[name].append(precision)
+            return compute(*args, precision=precision, **options)
+
+        return record
+
+    for name in seen:
+        monkeypatch.setattr(torch_operator, name, recording(name))
+    return seen
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium", None])
+def test_every_derivative_has_the_precision_of_its_call(precisions, precision):
+    tensors = arguments(shape=(2, 3, 9))
+    y = fftconv(**tensors, precision=precision)
+    (du,) = torch.autograd.grad(y.square().sum(), tensors["u"], create_graph=True)
+    du.sum().backward()
+    torch.func.jvp(lambda u: fftconv(u, tensors["k"], precision=precision), (tensors["u"],), (tensors["u"],))
+    torch.func.vmap(lambda u: fftconv(u, tensors["k"], precision=precision))(tensors["u"])
+    assert len(precisions["fftconv"]) > 2
+    assert len(precisions["fftconv_vjp"]) > 1
+    assert {*precisions["fftconv"], *precisions["fftconv_vjp"]} == {precision}
+
+
+def test_the_function_of_the_package_hands_on_the_precision(precisions):
+    fftconv_cupy.fftconv(**arguments(), precision="high")
+    assert precisions["fftconv"] == ["high"]
+
+
+@pytest.mark.parametrize("convolve", [fftconv, fftconv_cupy.fftconv])
+def test_an_unknown_precision_is_refused(convolve):
+    with pytest.raises(InvalidArgumentError, match="precision: got 'low'"):
+        convolve(**arguments(), precision="low")
 
 
 @pytest.fixture
