@@ -12,6 +12,8 @@ import fftconv_cupy
 from fftconv_cupy import numeric
 from fftconv_cupy.benchmarks.places import Place
 from fftconv_cupy.benchmarks.problems import Case, Inputs, make_inputs, reference_of
+from fftconv_cupy.devices import device_limits
+from fftconv_cupy.plans import precision_of_call
 
 REPEATS = 10
 
@@ -29,6 +31,7 @@ class Finding:
         error: measured; relative error, or a count of what must not be.
         bound: largest error allowed.
         detail: what is wrong, empty where the error says it all.
+        precision: of the case, as passed; the default is "default".
     """
 
     check: str
@@ -39,6 +42,7 @@ class Finding:
     error: float
     bound: float
     detail: str = ""
+    precision: str = "highest"
 
     @property
     def ok(self) -> bool:
@@ -54,7 +58,7 @@ def accuracy(case: Case, place: Place) -> Finding:
         guarded = place.guarded(y64.shape, case.dtype, case.layout)
         _convolve(case, placed(case, inputs, place), out=guarded.out)
         y, overwritten = guarded.read()
-    agreement = numeric.compare(y, y64, case.dtype, fft_size=case.problem.fft_size)
+    agreement = _compare(case, place, y, y64)
     detail = f"{overwritten} elements beside the output overwritten" if overwritten else ""
     if not agreement.ok:
         where = "" if agreement.row is None else f" in row {agreement.row}"
@@ -82,7 +86,7 @@ def confinement(case: Case, place: Place) -> Finding:
         y = place.download(_convolve(case, placed(case, replace(inputs, u=u), place)))
     clean = np.ones(y.shape[:2], dtype=bool)
     clean[1, 0] = clean[-1, -1] = False
-    agreement = numeric.compare(y[clean], y64[clean], case.dtype, fft_size=case.problem.fft_size)
+    agreement = _compare(case, place, y[clean], y64[clean])
     detail = "" if agreement.ok else "a non-finite value of one row reached another"
     return finding("confinement", case, place, agreement.error, agreement.bound, detail)
 
@@ -109,19 +113,21 @@ def two_streams(case: Case, place: Place) -> Finding:
 def failed(check: str, case: Any, place: str, error: Exception) -> Finding:
     """Return the finding of a check that ended in an exception; `case` has a mode, a dtype and a label."""
     detail = f"{type(error).__name__}: {error}"
-    return Finding(check, place, case.mode, case.dtype, case.label, float("inf"), 0.0, detail)
+    precision = getattr(case, "precision", "highest") or "default"
+    return Finding(check, place, case.mode, case.dtype, case.label, float("inf"), 0.0, detail, precision)
 
 
 def finding(check: str, case: Case, place: Place, error: float, bound: float, detail: str = "") -> Finding:
     """Return what a check of a case found."""
-    return Finding(check, place.name, case.mode, case.dtype, case.label, error, bound, detail)
+    precision = case.precision or "default"
+    return Finding(check, place.name, case.mode, case.dtype, case.label, error, bound, detail, precision)
 
 
 def placed(case: Case, inputs: Inputs, place: Place) -> dict[str, Any]:
     """Return the arguments of `fftconv` at a place, in the case's layout."""
     k = place.lay_out(inputs.k, case.layout)
     if case.prepared:
-        k = fftconv_cupy.prepare_filter(k, seqlen=case.seqlen, mode=case.mode, fft_size=case.fft_size)
+        k = fftconv_cupy.prepare_filter(k, seqlen=case.seqlen, **_options(case))
     return {
         "u": place.lay_out(inputs.u, case.layout),
         "k": k,
@@ -132,7 +138,19 @@ def placed(case: Case, inputs: Inputs, place: Place) -> dict[str, Any]:
 
 
 def _convolve(case: Case, arrays: dict[str, Any], out: Any = None) -> Any:
-    return fftconv_cupy.fftconv(**arrays, mode=case.mode, fft_size=case.fft_size, out=out)
+    return fftconv_cupy.fftconv(**arrays, **_options(case), out=out)
+
+
+def _options(case: Case) -> dict[str, Any]:
+    return {"mode": case.mode, "fft_size": case.fft_size, "precision": case.precision}
+
+
+def _compare(case: Case, place: Place, y: NDArray[Any], y64: NDArray[np.float64]) -> numeric.Agreement:
+    """Compare outputs with float64, by the bound of the precision that the place computes them with."""
+    precision = "highest"
+    if place.is_gpu:
+        precision = precision_of_call(case.problem, device_limits(place.ordinal))
+    return numeric.compare(y, y64, case.dtype, fft_size=case.problem.fft_size, precision=precision)
 
 
 def _bits(array: NDArray[Any]) -> bytes:

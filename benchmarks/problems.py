@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -12,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fftconv_cupy.archs import ArchLimits
+from fftconv_cupy.benchmarks.ranges import RANGES
 from fftconv_cupy.errors import UnsupportedProblemError
 from fftconv_cupy.long_vjp_plan import LongVjpPlan
+from fftconv_cupy.mma_plan import MmaPlan
 from fftconv_cupy.plan import LARGEST_FFT_SIZE, max_points
-from fftconv_cupy.plans import AnyPlan, plan_call
+from fftconv_cupy.plans import AnyPlan, plan_call, precision_of_call
 from fftconv_cupy.problem import CPU_DTYPES, DTYPES, MODES, Gradients, Problem, Wanted, make_problem
 from fftconv_cupy.readers import NUMPY_DTYPES
 from fftconv_cupy.reference import fftconv_reference, fftconv_vjp_reference
@@ -49,6 +52,9 @@ _STREAMS = ((200, 4), (1000, 128), (30001, 300), (7, 2), (5000, 4096), (40000, 1
 """L and K of rows that are convolved in parts."""
 _SHORT_FILTERS = ((9001, 31), (20000, 2), (40001, 128), (70000, 1025), (65536, 4096), (100_003, 16384))
 """L and K, one far below the other, of rows that may be cut into windows."""
+_HALVES = ("float16", "bfloat16")
+_RANGE_LENGTHS = {"quick": (1024,), "normal": (256, 1024, 8192), "full": (256, 500, 1024, 4096, 8192, 16384)}
+_RANGE_ROWS = (4, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,8 @@ class Case:
         prepared: the filter goes through `prepare_filter`.
         layout: one of `LAYOUTS`.
         scaled: the rows of u differ in scale by powers of two.
+        precision: as passed.
+        range: the name of a `fftconv_cupy.benchmarks.ranges.RANGES` for rows and filter, None for noise.
         wrt: the arguments whose gradients are asked for, where it is gradients that are checked; None for all.
     """
 
@@ -89,6 +97,8 @@ class Case:
     prepared: bool = False
     layout: str = "packed"
     scaled: bool = False
+    precision: str | None = "highest"
+    range: str | None = None
     wrt: tuple[str, ...] | None = None
 
     @property
@@ -107,6 +117,7 @@ class Case:
             in_gate=self.in_gate,
             out_gate=self.out_gate,
             skip=self.skip_dtype is not None,
+            precision=self.precision,
             dtypes=CPU_DTYPES,
         )
 
@@ -135,6 +146,8 @@ class Case:
             "prepared": self.prepared,
             self.layout: self.layout != "packed",
             "scaled": self.scaled,
+            f"precision={self.precision}": self.precision != "highest",
+            f"range={self.range}": self.range is not None,
             f"wrt={','.join(self.wrt or ())}": self.wrt is not None,
         }
         return " ".join(words + [name for name, on in flags.items() if on])
@@ -174,15 +187,17 @@ def make_inputs(case: Case) -> Inputs:
         exponents = rng.integers(-6, 7, (case.batch, case.channels, 1))
         u = (u.astype(np.float64) * 2.0**exponents).astype(u.dtype)
     outputs = (case.batch, case.channels, problem.out_len)
+    taps = (case.filter_len,) if case.shared_filter else (case.channels, case.filter_len)
+    k = draw(taps, case.filter_dtype, case.filter_len**-0.5)
+    if case.range is not None:
+        made = RANGES[case.range]
+        u = made.rows(u.astype(np.float64)).astype(u.dtype)
+        k = made.taps(k.astype(np.float64)).astype(k.dtype)
     gate_rows = (1, *rows[1:]) if case.layout == "broadcast" else rows
     out_gate_rows = (1, *outputs[1:]) if case.layout == "broadcast" else outputs
     return Inputs(
         u=u,
-        k=draw(
-            (case.filter_len,) if case.shared_filter else (case.channels, case.filter_len),
-            case.filter_dtype,
-            case.filter_len**-0.5,
-        ),
+        k=k,
         in_gate=np.broadcast_to(draw(gate_rows, case.dtype), rows) if case.in_gate else None,
         out_gate=np.broadcast_to(draw(out_gate_rows, case.dtype), outputs) if case.out_gate else None,
         skip=draw((case.channels,), case.skip_dtype) if case.skip_dtype else None,
@@ -208,15 +223,18 @@ def gradients_of(case: Case, inputs: Inputs, dy: Array) -> Gradients:
     return Gradients(*(grad if is_wanted else None for grad, is_wanted in zip(grads, case.wanted, strict=True)))
 
 
-def verify_cases(level: str, dtypes: Iterable[str], limits: ArchLimits) -> list[Case]:
+def verify_cases(
+    level: str, dtypes: Iterable[str], limits: ArchLimits, precisions: Iterable[str] = ("highest",)
+) -> list[Case]:
     """Return the cases of a verification: every FFT size in every mode, odd lengths, and special cases.
 
     Args:
         level: "quick" has each size in each mode once, "normal" with each dtype, "full" also with each set of gates.
         dtypes: dtypes of u to take.
         limits: of the GPU; cases that it cannot compute are left out.
+        precisions: those to take; of less than the highest there are such cases as the GPU computes with it.
     """
-    dtypes = tuple(dtypes)
+    dtypes, precisions = tuple(dtypes), tuple(precisions)
     draw = random.Random("fftconv verify")
     largest = 2 * max_points(limits)
     cases = [
@@ -225,7 +243,44 @@ def verify_cases(level: str, dtypes: Iterable[str], limits: ArchLimits) -> list[
     cases += _special_cases(level, dtypes)
     cases += [_vary(case, draw) for case in _short_filter_cases(level, dtypes, draw)]
     cases += [_few_rows(_vary(case, draw)) for case in _long_cases(level, dtypes, draw, largest)]
-    return [case for case in dict.fromkeys(cases) if planned(case, limits) is not None]
+    cases = [case for case in dict.fromkeys(cases) if planned(case, limits) is not None]
+    found = list(cases) if "highest" in precisions else []
+    for precision in precisions:
+        if precision != "highest":
+            found += _tensor_core_cases(level, cases, dtypes, precision, limits)
+        found += _range_cases(level, dtypes, precision, limits)
+    return list(dict.fromkeys(found))
+
+
+def _tensor_core_cases(
+    level: str, cases: Iterable[Case], dtypes: tuple[str, ...], precision: str, limits: ArchLimits
+) -> list[Case]:
+    """Return the cases of 16-bit rows that tensor cores compute: all with level "full", else a share of each size."""
+    draw = random.Random(f"{precision} of fftconv verify")
+    halves = [dtype for dtype in _HALVES if dtype in dtypes]
+    groups: dict[tuple[Any, ...], list[Case]] = {}
+    for case in cases if halves else ():
+        dtype = case.dtype if case.dtype in halves else draw.choice(halves)
+        skip_dtype = case.skip_dtype and "float32"
+        case = replace(case, dtype=dtype, skip_dtype=skip_dtype, precision=precision)
+        plan = planned(case, limits) if case.batch else None
+        if isinstance(plan, MmaPlan):
+            size = plan.tensor.points
+            groups.setdefault((size,) if level == "quick" else (size, case.mode, dtype), []).append(case)
+    if level == "full":
+        return [case for group in groups.values() for case in group]
+    return [case for group in groups.values() for case in draw.sample(group, min(2, len(group)))]
+
+
+def _range_cases(level: str, dtypes: tuple[str, ...], precision: str, limits: ArchLimits) -> Iterator[Case]:
+    """Yield rows and filters of unusual magnitude, that `precision` is computed with."""
+    batch, channels = _RANGE_ROWS
+    for seqlen, (name, made) in itertools.product(_RANGE_LENGTHS[level], RANGES.items()):
+        for dtype in made.dtypes if level == "full" else made.dtypes[-1:]:
+            case = Case("causal", dtype, seqlen, seqlen, batch, channels, precision=precision, range=name)
+            plan = planned(case, limits)
+            if dtype in dtypes and plan is not None and precision_of_call(case.problem, limits) == precision:
+                yield case
 
 
 def _size_cases(level: str, dtypes: tuple[str, ...], draw: random.Random, largest: int) -> Iterator[Case]:

@@ -17,8 +17,8 @@ from fftconv_cupy.benchmarks.depthwise import DepthwiseJob
 from fftconv_cupy.benchmarks.places import Place
 from fftconv_cupy.benchmarks.problems import Case, gradient_transform, planned, streamed_cases, verify_cases
 from fftconv_cupy.plan import transform_of
-from fftconv_cupy.plans import AnyPlan
-from fftconv_cupy.problem import MODES
+from fftconv_cupy.plans import AnyPlan, precision_of_call
+from fftconv_cupy.problem import MODES, PRECISIONS
 from fftconv_cupy.source import KernelSpec
 
 _EVERY = {"quick": 16, "normal": 12, "full": 24}  # every n-th case is also repeated
@@ -41,6 +41,14 @@ class Job:
     def is_of_gradients(self) -> bool:
         """Whether gradients are checked, not outputs."""
         return self.check in gradient_checks.CHECKS
+
+    def with_precision(self, precision: str) -> Job:
+        """Return the same check with another precision."""
+        return replace(self, case=replace(self.case, precision=precision))
+
+    def runs_with(self, limits: ArchLimits) -> str:
+        """Return the precision with which a GPU computes what is checked."""
+        return "highest" if self.is_of_gradients else precision_of_call(self.case.problem, limits)
 
     def plan(self, limits: ArchLimits) -> AnyPlan | None:
         """Return how a GPU computes what is checked; None: it cannot."""
@@ -65,7 +73,9 @@ class Job:
             return checks.failed(self.check.__name__.replace("_", " "), self.case, place.name, error)
 
 
-def jobs_for(level: str, dtypes: Iterable[str], place: Place, limits: ArchLimits) -> list[Job | DepthwiseJob]:
+def jobs_for(
+    level: str, dtypes: Iterable[str], place: Place, limits: ArchLimits, precisions: Iterable[str] = PRECISIONS
+) -> list[Job | DepthwiseJob]:
     """Return what to check.
 
     Args:
@@ -73,28 +83,35 @@ def jobs_for(level: str, dtypes: Iterable[str], place: Place, limits: ArchLimits
         dtypes: dtypes to check.
         place: the GPU, or the CPU, which has no streams.
         limits: of the GPU; on the CPU of the largest one.
+        precisions: those to check; gradients and depthwise convolutions have the highest only.
     """
-    dtypes = tuple(dtypes)
-    cases = verify_cases(level, dtypes, limits)
+    dtypes, precisions = tuple(dtypes), tuple(precisions)
+    cases = verify_cases(level, dtypes, limits, precisions)
     jobs = [Job(checks.accuracy, case) for case in cases]
     jobs += [Job(checks.repeats, case) for case in cases[:: _EVERY[level]]]
-    with_gradients = _gradient_cases(level, cases, limits)
+    in_float32 = [case for case in cases if case.precision == "highest" and case.range is None]
+    with_gradients = _gradient_cases(level, in_float32, limits)
     jobs += [Job(gradient_checks.gradients, case) for case in with_gradients]
     jobs += [Job(gradient_checks.gradient_repeats, case) for case in with_gradients[:: _EVERY[level]]]
-    jobs += [Job(check, case) for check in state_checks.CHECKS for case in streamed_cases(level, dtypes)]
-    special = []
+    if "highest" in precisions:
+        jobs += [Job(check, case) for check in state_checks.CHECKS for case in streamed_cases(level, dtypes)]
+    for precision in precisions:
+        special = (job.with_precision(precision) for job in _special_jobs(level, dtypes, place))
+        jobs += [job for job in special if job.fits(limits) and job.runs_with(limits) == precision]
+    return [*jobs, *(depthwise.jobs_for(level, dtypes) if "highest" in precisions else ())]
+
+
+def _special_jobs(level: str, dtypes: tuple[str, ...], place: Place) -> Iterator[Job]:
+    """Yield checks of values that are not finite, and of two streams at once."""
     for mode, dtype, seqlen in itertools.product(MODES, dtypes, _CONFINEMENT_LENGTHS[level]):
         case = Case(mode, dtype, seqlen, seqlen, batch=5, channels=2)
-        special.append(Job(checks.confinement, case))
+        yield Job(checks.confinement, case)
         # One channel more, without a value that is not finite: its sums must stay right.
         case = replace(case, channels=3, in_gate=True, out_gate=True, skip_dtype="float32")
-        special.append(Job(gradient_checks.gradient_confinement, case))
+        yield Job(gradient_checks.gradient_confinement, case)
     if place.is_gpu:
-        special += [
-            Job(checks.two_streams, Case(mode, dtype, seqlen, seqlen, batch=8, channels=16))
-            for mode, dtype, seqlen in itertools.product(("causal", "circular"), dtypes, (512, 8192))
-        ]
-    return [*jobs, *(job for job in special if job.fits(limits)), *depthwise.jobs_for(level, dtypes)]
+        for mode, dtype, seqlen in itertools.product(("causal", "circular"), dtypes, (512, 8192)):
+            yield Job(checks.two_streams, Case(mode, dtype, seqlen, seqlen, batch=8, channels=16))
 
 
 def run(jobs: list[Job | DepthwiseJob], place: Place) -> Iterator[Finding]:

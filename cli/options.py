@@ -11,6 +11,7 @@ import click
 
 from fftconv_cupy.benchmarks.storage import finite
 from fftconv_cupy.errors import FFTConvError
+from fftconv_cupy.problem import PRECISIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -40,6 +41,17 @@ new_file = click.Path(dir_okay=False, writable=True, path_type=Path)
 json_file = click.option("--json", "json_path", type=new_file, help="Write the results to this file too.")
 csv_file = click.option("--csv", "csv_path", type=new_file, help="Write them to this file, comma-separated.")
 existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def precisions(default: str) -> Callable[[Command], Command]:
+    """Return the option ``--precision``, which may be repeated."""
+    return click.option(
+        "--precision",
+        "precisions",
+        type=click.Choice(PRECISIONS),
+        multiple=True,
+        help=f"Only this precision; may be repeated.  [default: {default}]",
+    )
 
 
 def dtypes(choices: Sequence[str], default: str = "all") -> Callable[[Command], Command]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fftconv_cupy.archs import ARCHS, arch_limits
+from fftconv_cupy.archs import ARCHS, ArchLimits, arch_limits
 from fftconv_cupy.benchmarks import environment, verification
 from fftconv_cupy.benchmarks.checks import Finding
 from fftconv_cupy.benchmarks.places import CPU, Place
 from fftconv_cupy.cli import options
 from fftconv_cupy.devices import device_limits
 from fftconv_cupy.errors import FFTConvError
-from fftconv_cupy.problem import CPU_DTYPES, DTYPES
+from fftconv_cupy.problem import CPU_DTYPES, DTYPES, PRECISIONS
 
 _LARGEST = ARCHS["sm_90"]  # the CPU's cases are those of a GPU that computes every size
 _FAILURES_SHOWN = 20
@@ -28,6 +28,7 @@ _FAILURES_SHOWN = 20
 @click.option("--full", "level", flag_value="full", help="Each FFT size with each mode, dtype and gates: minutes.")
 @options.device
 @options.dtypes(CPU_DTYPES)
+@options.precisions("all")
 @options.json_file
 @click.option("--require-gpu", is_flag=True, help=f"Exit with {options.EXIT_NO_GPU} where there is no GPU.")
 @click.option(
@@ -43,6 +44,7 @@ def verify(
     level: str | None,
     device: int | None,
     dtypes: tuple[str, ...],
+    precisions: tuple[str, ...],
     json_path: Path | None,
     require_gpu: bool,
     archs: tuple[str, ...],
@@ -61,6 +63,7 @@ def verify(
         ctx.exit(options.EXIT_NO_GPU)
     if device is not None and device >= gpus:
         raise click.BadParameter(f"cuda:{device} is not there: {reason or f'{gpus} GPU(s)'}", param_hint="--device")
+    chosen = _Chosen(level or "normal", dtypes, precisions or PRECISIONS)
     ordinals = [CPU] if not gpus else list(range(gpus)) if device is None else [device]
 
     described = environment.software()
@@ -69,9 +72,9 @@ def verify(
     if not gpus:
         click.echo(f"\nNo GPU is checked: {reason}\nThe NumPy backend is, which serves arrays on the CPU.")
     for ordinal in ordinals:
-        findings += _check_place(Place(ordinal), level or "normal", dtypes, described)
+        findings += _check_place(Place(ordinal), chosen, described)
     for arch in archs:
-        findings += _check_arch(arch, level or "normal", dtypes, described)
+        findings += _check_arch(arch, chosen, described)
 
     click.echo("\n" + _table(findings))
     closing = _closing(findings, gpus=0 if ordinals == [CPU] else len(ordinals), seconds=time.perf_counter() - started)
@@ -90,7 +93,21 @@ def verify(
     ctx.exit(0 if passed else options.EXIT_MISMATCH)
 
 
-def _check_place(place: Place, level: str, dtypes: tuple[str, ...], described: dict[str, Any]) -> list[Finding]:
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """What is checked: level, dtypes (none for all) and precisions."""
+
+    level: str
+    dtypes: tuple[str, ...]
+    precisions: tuple[str, ...]
+
+    def jobs(self, allowed: tuple[str, ...], place: Place, limits: ArchLimits) -> list[Any]:
+        """Return the checks for a place that computes some dtypes."""
+        dtypes = [dtype for dtype in allowed if dtype in (self.dtypes or allowed)]
+        return verification.jobs_for(self.level, dtypes, place, limits, self.precisions)
+
+
+def _check_place(place: Place, chosen: _Chosen, described: dict[str, Any]) -> list[Finding]:
     """Check one GPU or the CPU; what the GPU is goes into ``described``."""
     limits = _LARGEST
     if place.is_gpu:
@@ -101,16 +118,13 @@ def _check_place(place: Place, level: str, dtypes: tuple[str, ...], described: d
             limits = device_limits(place.ordinal)
         except FFTConvError as error:
             return [Finding("device", place.name, "", "", gpu["gpu"], 1, 0, str(error))]
-    allowed = DTYPES if place.is_gpu else CPU_DTYPES
-    jobs = verification.jobs_for(level, [dtype for dtype in allowed if dtype in (dtypes or allowed)], place, limits)
+    jobs = chosen.jobs(DTYPES if place.is_gpu else CPU_DTYPES, place, limits)
     return _with_progress(place.name, verification.run(jobs, place), len(jobs))
 
 
-def _check_arch(arch: str, level: str, dtypes: tuple[str, ...], described: dict[str, Any]) -> list[Finding]:
+def _check_arch(arch: str, chosen: _Chosen, described: dict[str, Any]) -> list[Finding]:
     """Compile the kernels of the checks for one architecture, where NVRTC is installed."""
-    limits = arch_limits(arch)
-    wanted = [dtype for dtype in DTYPES if dtype in (dtypes or DTYPES)]
-    specs = verification.specs_for(verification.jobs_for(level, wanted, Place(CPU), limits), arch)
+    specs = verification.specs_for(chosen.jobs(DTYPES, Place(CPU), arch_limits(arch)), arch)
     if "nvrtc" not in described:
         click.echo(f"\nNothing is compiled for {arch}: {described['missing']}")
         return []
@@ -129,10 +143,11 @@ def _show(facts: dict[str, Any]) -> None:
 
 
 def _table(findings: list[Finding]) -> str:
-    """Return a row for each check, mode and dtype, with the case that is worst against its bound."""
-    groups: dict[tuple[str, str, str, str], list[Finding]] = {}
+    """Return a row for each check, mode, dtype and precision, with the case that is worst against its bound."""
+    groups: dict[tuple[str, str, str, str, str], list[Finding]] = {}
     for finding in findings:
-        groups.setdefault((finding.place, finding.check, finding.mode, finding.dtype), []).append(finding)
+        key = (finding.place, finding.check, finding.mode, finding.dtype, finding.precision)
+        groups.setdefault(key, []).append(finding)
     checks = list(dict.fromkeys(finding.check for finding in findings))
     rows = []
     for key in sorted(groups, key=lambda key: (key[0], checks.index(key[1]), key)):
@@ -141,7 +156,8 @@ def _table(findings: list[Finding]) -> str:
         bad = sum(not finding.ok for finding in members)
         verdict = f"{bad} FAILED" if bad else "ok"
         rows.append((*key, str(len(members)), f"{worst.error:.3g}", f"{worst.bound:.3g}", verdict))
-    return options.table(("place", "check", "mode", "dtype", "cases", "worst error", "its bound", ""), rows)
+    head = ("place", "check", "mode", "dtype", "precision", "cases", "worst error", "its bound", "")
+    return options.table(head, rows)
 
 
 def _show_failures(findings: list[Finding]) -> None:

@@ -15,6 +15,12 @@ from fftconv_cupy.window_vjp_plan import WindowVjpPlan, make_window_vjp_plan
 AnyPlan = Plan | LongPlan | WindowPlan | MmaPlan | VjpPlan | LongVjpPlan | WindowVjpPlan
 
 
+def precision_of_call(problem: Problem, limits: ArchLimits) -> str:
+    """Return the precision with which a GPU computes a problem."""
+    is_cut = problem.initial_state or cut_of(problem, limits) is not None
+    return "highest" if is_cut else precision_of(problem, limits)
+
+
 def plan_call(
     problem: Problem, limits: ArchLimits, wanted: Wanted | None, *, is_prepared: bool, is_contiguous: bool = True
 ) -> AnyPlan:

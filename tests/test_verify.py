@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -19,9 +20,11 @@ from fftconv_cupy.archs import ARCHS
 from fftconv_cupy.benchmarks import checks, environment, places, problems, verification
 from fftconv_cupy.benchmarks.places import CPU, Place
 from fftconv_cupy.benchmarks.problems import Case
+from fftconv_cupy.benchmarks.ranges import RANGES
 from fftconv_cupy.cli import main
 from fftconv_cupy.errors import CompileError, MissingDependencyError
 from fftconv_cupy.long_plan import LongPlan
+from fftconv_cupy.mma_plan import make_mma_plan
 from fftconv_cupy.plan import LARGEST_FFT_SIZE, Plan
 from fftconv_cupy.problem import CPU_DTYPES, DTYPES, MODES
 from fftconv_cupy.window_plan import WindowPlan
@@ -233,6 +236,41 @@ def test_every_size_is_checked_in_every_mode_and_the_full_level_has_every_gate()
         assert {case.layout for case in cases} == set(problems.LAYOUTS)
     gates = {(c.problem.fft_size, c.mode, c.dtype, c.in_gate, c.out_gate, bool(c.skip_dtype)) for c in cases}
     assert len({gate[3:] for gate in gates if gate[:3] == (4096, "causal", "float16")}) == 6
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_every_size_of_tensor_cores_is_checked_with_each_precision(precision):
+    for level in problems.LEVELS:
+        cases = problems.verify_cases(level, DTYPES, SM_90, [precision])
+        plans = [make_mma_plan(case.problem, SM_90) for case in cases]
+        assert {made.precision for made in plans} == {precision}
+        assert {made.tensor.points for made in plans} == {1 << log2 for log2 in range(8, 15)}
+        assert {case.range for case in cases} == {None, *RANGES}
+        seen = {(made.tensor.points, case.mode, case.dtype) for made, case in zip(plans, cases, strict=True)}
+        if level != "quick":
+            assert seen >= {(1024, mode, dtype) for mode in MODES for dtype in ("float16", "bfloat16")}
+    assert not problems.verify_cases("full", ["float32"], SM_90, [precision])
+    assert not problems.verify_cases("full", DTYPES, ARCHS["sm_75"], [precision])
+    checked = {job.check for job in verification.jobs_for("quick", DTYPES, Place(CPU), SM_90, [precision])}
+    assert checked == {checks.accuracy, checks.repeats, checks.confinement}
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_precision_limits_what_is_checked(tmp_path):
+    report = tmp_path / "report.json"
+    assert verify("--quick", "--precision", "medium", "--dtype", "bfloat16", "--json", str(report)).exit_code == 0
+    assert {finding["precision"] for finding in json.loads(report.read_text())["findings"]} == {"medium"}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_inputs_of_each_range_and_their_outputs_are_in_range(name):
+    for dtype, seqlen in itertools.product(RANGES[name].dtypes, (256, 1024, 16384)):
+        case = Case("causal", dtype, seqlen, seqlen, 4, 2, range=name)
+        inputs = problems.make_inputs(case)
+        y = problems.reference_of(case, inputs).astype(inputs.u.dtype).astype(np.float32)
+        for array in (inputs.u.astype(np.float32), inputs.k, y):
+            assert np.isfinite(array).all()
+            assert (array != 0).mean() > 0.9
 
 
 def test_cases_keep_to_the_limits_of_the_gpu():
