@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +13,7 @@ from mma_runs import check, run
 
 from fftconv_cupy import numeric
 from fftconv_cupy.benchmarks.problems import Case, make_inputs, reference_of
+from fftconv_cupy.benchmarks.ranges import RANGES
 from fftconv_cupy.mma_blocks import DTYPES, MMA_CONFIGS, MMA_PRECISIONS
 
 _GATES = {"in_gate": True, "out_gate": True}
@@ -88,56 +88,46 @@ def test_nothing_races(points: int, precision: str, options: dict[str, object]) 
 _BATCH = 4
 
 
-def _noise(points: int) -> np.ndarray:
-    return np.random.default_rng(points).standard_normal((_BATCH, 2, points))
-
-
-def _spikes(points: int) -> np.ndarray:
-    u = 1e-3 * _noise(points)
-    u[:, :, 17] = 200
-    return u
-
-
-def _taps(points: int) -> np.ndarray:
-    return np.random.default_rng(1).standard_normal((2, points)) * points**-0.5
-
-
-def _signs(points: int) -> np.ndarray:
-    return (-1.0) ** np.arange(points)
-
-
-# name: dtype, rows, taps. Where nearly all of a row is one frequency, so is the filter strong there: a filter that
-# takes it away leaves the rounding of what it takes.
-_RANGES: dict[str, tuple[str, Callable[[int], np.ndarray], Callable[[int], np.ndarray]]] = {
-    "a mean of 100 sigma": ("float16", lambda n: 100 + _noise(n), lambda n: np.abs(_taps(n))),
-    "a mean of 100 sigma in bfloat16": ("bfloat16", lambda n: 100 + _noise(n), lambda n: np.abs(_taps(n))),
-    "alternating signs": ("float16", lambda n: 6e4 * _signs(n) + _noise(n), lambda n: abs(_taps(n)) / 64 * _signs(n)),
-    "6e4": ("float16", lambda n: 6e4 * np.sign(_noise(n)), lambda n: _taps(n) / 64),
-    "spikes": ("float16", _spikes, _taps),
-    "2^60": ("bfloat16", lambda n: 2.0**60 * _noise(n), _taps),
-    "2^-60": ("bfloat16", lambda n: 2.0**-60 * _noise(n), _taps),
-    "2^120": ("bfloat16", lambda n: 2.0**120 * np.sign(_noise(n)), _taps),
-    "1e-6": ("bfloat16", lambda n: 1e-6 * _noise(n), _taps),
-    "rows 1e6 apart": ("bfloat16", lambda n: _noise(n) * 10.0 ** np.array([0, 6, -6, 3])[:, None, None], _taps),
-}
+@pytest.mark.parametrize("precision", MMA_PRECISIONS)
+@pytest.mark.parametrize("name", RANGES)
+def test_rows_and_filters_of_any_magnitude(name: str, precision: str) -> None:
+    for points, dtype in zip((256, 1024, 4096), itertools.cycle(RANGES[name].dtypes)):
+        check(Case("causal", dtype, points, points, _BATCH, 2, range=name), precision, orders=ORDERS[:1])
 
 
 @pytest.mark.parametrize("precision", MMA_PRECISIONS)
-@pytest.mark.parametrize("name", _RANGES)
-def test_rows_of_any_magnitude(name: str, precision: str) -> None:
-    dtype, rows, taps = _RANGES[name]
-    case = Case("causal", dtype, 1024, 1024, _BATCH, 2)
-    inputs = make_inputs(case)
-    inputs = replace(inputs, u=rows(1024).astype(inputs.u.dtype), k=taps(1024).astype(inputs.k.dtype))
-    check(case, precision, inputs, orders=ORDERS[:1])
+@pytest.mark.parametrize("name", ["6e4", "1e-6", "2^60", "2^-60", "rows 1e6 apart"])
+def test_gated_rows_of_any_magnitude(name: str, precision: str) -> None:
+    case = Case("circular", "bfloat16", 512, 512, _BATCH, 2, range=name, **_GATES)
+    check(case, precision, orders=ORDERS[:1])
 
 
 @pytest.mark.parametrize("precision", MMA_PRECISIONS)
-@pytest.mark.parametrize("scale", [2.0**-70, 2.0**-30, 2.0**40])
-def test_filters_of_any_magnitude(scale: float, precision: str) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("decay", [10, 300])
+def test_filters_that_pass_few_frequencies_keep_the_bound_of_the_whole(decay: int, dtype: str, precision: str) -> None:
+    # Not that of each row: one that has little of what such a filter passes keeps the rounding of the rest.
+    case = Case("causal", dtype, 1024, 1024, 6, 2)
+    taps = np.exp(-np.arange(1024) / decay)
+    inputs = replace(make_inputs(case), k=np.float32(taps / np.linalg.norm(taps)) * np.ones((2, 1), np.float32))
+    y64 = reference_of(case, inputs)
+    error = numeric.relative_error(run(case, precision, inputs)[0], y64)
+    assert error <= numeric.bound(y64, dtype, precision=precision)
+
+
+@pytest.mark.parametrize("precision", MMA_PRECISIONS)
+def test_rows_whose_sums_float32_does_not_hold(precision: str) -> None:
     case = Case("causal", "bfloat16", 1024, 1024, _BATCH, 2)
     inputs = make_inputs(case)
-    check(case, precision, replace(inputs, k=inputs.k * np.float32(scale)), orders=ORDERS[:1])
+    large = 2.0**120 * np.sign(inputs.u.astype(np.float64))
+    check(case, precision, replace(inputs, u=large.astype(inputs.u.dtype)), orders=ORDERS[:1])
+
+
+def test_products_of_gates_that_no_half_holds_are_scaled() -> None:
+    case = Case("causal", "float16", 512, 512, _BATCH, 2, in_gate=True)
+    inputs = make_inputs(case)
+    u, gate = (np.float16(6e4) * np.sign(x) for x in (inputs.u, inputs.in_gate))
+    check(case, "medium", replace(inputs, u=u, in_gate=gate, k=inputs.k * np.float32(2.0**-20)), orders=ORDERS[:1])
 
 
 @pytest.mark.parametrize("precision", MMA_PRECISIONS)
