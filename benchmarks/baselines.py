@@ -44,14 +44,14 @@ class Implementation:
 
 
 def _prepare_ours(cell: Cell, data: Data) -> Call:
-    mode, u, k, in_gate, out_gate = cell.mode, *data.arrays
+    mode, precision, u, k, in_gate, out_gate = cell.mode, cell.precision, *data.arrays
     if cell.is_backward:
         dy, fftconv_vjp = data.dy, fftconv_cupy.fftconv_vjp
-        return lambda: fftconv_vjp(dy, u, k, mode=mode, in_gate=in_gate, out_gate=out_gate)
+        return lambda: fftconv_vjp(dy, u, k, mode=mode, in_gate=in_gate, out_gate=out_gate, precision=precision)
     if cell.filter == "prepared":
-        k = fftconv_cupy.prepare_filter(k, seqlen=cell.seqlen, mode=mode)
+        k = fftconv_cupy.prepare_filter(k, seqlen=cell.seqlen, mode=mode, precision=precision)
     fftconv = fftconv_cupy.fftconv
-    return lambda: fftconv(u, k, mode=mode, in_gate=in_gate, out_gate=out_gate)
+    return lambda: fftconv(u, k, mode=mode, in_gate=in_gate, out_gate=out_gate, precision=precision)
 
 
 def _prepare_torch_rfft(cell: Cell, data: Data) -> Call:

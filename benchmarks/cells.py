@@ -42,6 +42,7 @@ class Timed:
         filter: "prepared", or "raw" when each call transforms the filter.
         framework: whose arrays our library gets, "cupy" or "torch".
         direction: "forward", or "backward" for all gradients, with a raw filter.
+        precision: as for `fftconv`.
     """
 
     suite: str
@@ -55,6 +56,7 @@ class Timed:
     filter: str = "prepared"
     framework: str = "cupy"
     direction: str = "forward"
+    precision: str = "highest"
 
     @property
     def is_backward(self) -> bool:
@@ -88,7 +90,7 @@ class Timed:
             "direction": self.direction,
             "mode": self.mode,
             "gated": self.gated,
-            "precision": "highest",
+            "precision": self.precision,
             "dtype": self.dtype,
             "filter": self.filter,
             "framework": self.framework,
@@ -116,7 +118,8 @@ class Timed:
         gates = "gated" if self.gated else "plain"
         shape = f"L={self.seqlen} K={self.filter_len} B={self.batch} H={self.channels}"
         backward = " backward" if self.is_backward else ""
-        return f"{self.mode} {gates} {self.dtype} {shape} {self.filter}{backward}{self.remark}"
+        precision = "" if self.precision == "highest" else f" {self.precision}"
+        return f"{self.mode} {gates} {self.dtype} {shape} {self.filter}{backward}{precision}{self.remark}"
 
     @property
     def remark(self) -> str:
@@ -146,6 +149,7 @@ class Cell(Timed):
             dtype=self.dtype,
             in_gate=self.gated,
             out_gate=self.gated,
+            precision=self.precision,
         )
 
     @property

@@ -22,7 +22,10 @@ Record = dict[str, Any]
 IMPLEMENTATIONS = (*CONVOLUTIONS, *DEPTHWISE, *STARTED, *TRAINED)
 
 _KINDS: dict[str, type[Timed]] = {"layout": ShortCell, "start": StartCell, "layers": TrainingCell}  # by their own field
-_FIELDS = ("mode", "gated", "dtype", "batch", "channels", "seqlen", "filter_len", "filter", "framework", "direction")
+_FIELDS = (
+    *("mode", "gated", "dtype", "batch", "channels", "seqlen", "filter_len", "filter", "framework", "direction"),
+    "precision",
+)
 
 
 def draw(cell: Timed) -> Any:
@@ -60,6 +63,7 @@ def launches(cell: Timed, name: str) -> int | None:
         in_gate=cell.gated,
         out_gate=cell.gated,
         prepared=cell.filter == "prepared",
+        precision=cell.precision,
         wrt=[name for name, is_wanted in cell.wanted._asdict().items() if is_wanted] or None,
     )
     return planned.launches

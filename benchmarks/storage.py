@@ -21,7 +21,7 @@ PUBLISHED = "published"
 """The field of an environment that says where figures come from that were not timed by this package."""
 
 IDENTITY = (
-    *("suite", "impl", "direction", "mode", "gated", "dtype", "filter", "framework"),
+    *("suite", "impl", "direction", "mode", "gated", "precision", "dtype", "filter", "framework"),
     *("batch", "channels", "seqlen", "filter_len", "layout", "start", "layers"),
 )
 """The fields that say what a record is of; some kinds of records have not all of them."""

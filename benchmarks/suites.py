@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from fftconv_cupy.benchmarks.short import ShortCell
 from fftconv_cupy.benchmarks.starts import STARTS, StartCell
 from fftconv_cupy.benchmarks.training import TrainingCell
 from fftconv_cupy.depthwise_problem import LAYOUTS
+from fftconv_cupy.problem import PRECISIONS
 
 HALF_DTYPES = ("float16", "bfloat16")
 PUBLISHED_SIZES = tuple(1 << log2 for log2 in (8, 10, 12, 13, 14, 15, 16, 18, 20, 22))
@@ -150,6 +152,17 @@ def _training() -> Iterator[TrainingCell]:
             yield TrainingCell.of(batch, width, seqlen, dtype=dtype)
 
 
+def _precisions() -> Iterator[Cell]:
+    """Yield 16-bit rows that fit a block with each precision: outputs, and all gradients."""
+    for dtype, precision, size in itertools.product(HALF_DTYPES, PRECISIONS, _CAUSAL_SIZES):
+        for gated in (False, True):
+            cell = cell_of("precision", "causal", size, gated=gated, dtype=dtype)
+            yield replace(cell, precision=precision)
+            yield replace(cell, precision=precision, filter="raw", direction="backward")
+        if size in _CIRCULAR_SIZES:
+            yield replace(cell_of("precision", "circular", size, gated=True, dtype=dtype), precision=precision)
+
+
 _PARTS = {
     "speed": _speed,
     "batch": _small_batch,
@@ -164,6 +177,7 @@ _PARTS = {
     "models": _models,
     "start": _start,
     "training": _training,
+    "precision": _precisions,
 }
 _MADE_OF = {
     "conv": ("conv",),
@@ -171,6 +185,7 @@ _MADE_OF = {
     "overhead": ("host", "start"),
     "shapes": ("models", "shapes"),
     "model": ("training",),
+    "precision": ("precision",),
     "targets": ("speed", "batch", "shapes", "float32", "memory", "backward", "small", "host"),
 }
 

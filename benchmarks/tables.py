@@ -89,7 +89,7 @@ def ours_beside(record: Record, records: Sequence[Record]) -> Record | None:
     """Return our record of the same problem that does the same work: with a raw filter, where one was timed."""
     like = {**record, "filter": "raw"}
     same = [r for r in records if r["impl"] == OURS and r["ms"] and is_same_problem({**r, "filter": "raw"}, like)]
-    same.sort(key=lambda r: (r["filter"] != "raw", r["framework"] != record["framework"]))
+    same.sort(key=lambda r: (r["filter"] != "raw", r["precision"] != "highest", r["framework"] != record["framework"]))
     return same[0] if same else None
 
 
@@ -98,6 +98,7 @@ def way_of(record: Record) -> str:
     name = str(record["impl"])
     if name == OURS:
         name = "fftconv" if record["suite"] in _ONE_WAY else f"fftconv {record['filter']}"
+        name += f" {record['precision']}" if record["precision"] != "highest" else ""
     return f"{name}*" if record.get("note") == PUBLISHED_NOTE else name
 
 

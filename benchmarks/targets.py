@@ -40,6 +40,17 @@ _FLOOR_RATIO = {
     },
     ("backward", "causal", True): {256: 2.6, 512: 2.2, 2048: 2.2},
 }
+# Of tensor cores, in times the floor, by direction, mode, gated and precision: FFT size.
+_SIZES = tuple(1 << log2 for log2 in range(8, 16))
+_TENSOR_CORE_RATIOS = {
+    ("forward", "causal", False, "medium"): (2.2, 1.6, 1.6, 1.55, 1.55, 1.55, 1.7, 1.9),
+    ("forward", "causal", True, "medium"): (1.5, 1.2, 1.2, 1.13, 1.13, 1.13, 1.2, 1.3),
+    ("forward", "causal", False, "high"): (2.4, 1.95, 1.95, 1.95, 1.95, 1.95, 2.1, 2.3),
+    ("forward", "causal", True, "high"): (1.6, 1.3, 1.3, 1.23, 1.23, 1.23, 1.35, 1.4),
+    ("forward", "circular", True, "medium"): (1.3, 1.2, 1.2, 1.15, 1.15, 1.15, 1.2),
+    ("backward", "causal", True, "medium"): (1.9, 1.5, 1.5, 1.45, 1.45, 1.45, 1.5, 1.65),
+    ("backward", "causal", False, "medium"): (2.6, 2.1, 2.1, 2.0, 2.0, 2.0, 2.2, 2.4),
+}
 _TENSORS = {("forward", False): 2, ("forward", True): 4, ("backward", False): 3, ("backward", True): 7}
 _RATED_GB_PER_S = 3020.0
 
@@ -94,7 +105,7 @@ def check(records: Sequence[Record]) -> list[Verdict]:
     """Return every figure that the records of the suite "targets" let us judge, met or not."""
     ours = [record for record in records if record["impl"] == OURS and record["ms"] is not None]
     verdicts = []
-    for judge in (_speed, _raw, _shapes, _float32, _circular_plain, _backward, _small, _memory, _host):
+    for judge in (_speed, _raw, _shapes, _float32, _circular_plain, _backward, _small, _memory, _host, _precision):
         verdicts += list(judge(ours))
     return verdicts
 
@@ -180,6 +191,15 @@ def _host(ours: Sequence[Record]) -> Iterator[Verdict]:
     for record in ours:
         if record["suite"] == "host":
             yield Verdict("host", f"{record['framework']} arrays, prepared", record["ms"] * 1e3, HOST_MS * 1e3, "us")
+
+
+def _precision(ours: Sequence[Record]) -> Iterator[Verdict]:
+    for record in ours:
+        key = (record["direction"], record["mode"], record["gated"], record["precision"])
+        if record["suite"] == "precision" and key in _TENSOR_CORE_RATIOS:
+            limit = dict(zip(_SIZES, _TENSOR_CORE_RATIOS[key], strict=False))[record["fft_size"]]
+            ratio = record["ms"] / record["floor_ms"]
+            yield Verdict(record["precision"], _name(record), ratio, TOLERANCE * limit, "x floor")
 
 
 def _find(records: Sequence[Record], like: Record, **changes: Any) -> Record | None:

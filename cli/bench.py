@@ -50,6 +50,7 @@ Content = dict[str, Any]
     help="Backward: all gradients.  [default: forward, of a suite all]",
 )
 @options.dtypes(DTYPES, default="float16, of a suite all")
+@options.precisions("highest, of a suite all")
 @click.option("--framework", type=click.Choice(["cupy", "torch"]), help="Whose arrays ours gets.  [default: cupy]")
 @click.option("--impl", "names", type=click.Choice(_NAMES), multiple=True, help="[default: all that are installed]")
 @click.option("--runs", type=click.IntRange(min=1), help="The median of so many counts.  [default: 1, of a suite 3]")
@@ -75,9 +76,9 @@ def bench(ctx: click.Context, /, **given: Any) -> None:
 
     Suites: "conv", FFT sizes 256 to 4M, plain and gated, causal and circular; "short", depthwise convolutions of 3 to 5
     taps; "overhead", Python's time of a call and the first call of a process; "shapes", what models use, odd lengths,
-    strided rows; "model", training steps of the example's language model; "targets", all that this project has set
-    itself a figure for. Their parts can be chosen alone: speed, batch, float32, memory, backward, small, host, models,
-    start, training.
+    strided rows; "model", training steps of the example's language model; "precision", 16-bit rows with each of them;
+    "targets", all that this project has set itself a figure for. Their parts can be chosen alone: speed, batch,
+    float32, memory, backward, small, host, models, start, training.
     """
     if given["check_path"]:
         _show_verdicts(storage.load(given["check_path"])["records"])
@@ -114,17 +115,16 @@ def chosen_cells(given: dict[str, Any]) -> list[Timed]:
     cells: list[Timed] = []
     for mode in given["modes"] or ("causal",):
         seqlens = [*given["seqlens"], *(size if mode == "circular" else size // 2 for size in sizes)]
-        for seqlen, dtype, gated, filter, direction in itertools.product(
-            seqlens, given["dtypes"] or ("float16",), gates, filters, directions
+        for seqlen, dtype, gated, filter, direction, precision in itertools.product(
+            seqlens, given["dtypes"] or ("float16",), gates, filters, directions, given["precisions"] or ("highest",)
         ):
             if direction == "backward" and filter != "raw":
                 continue
             batch, channels = shape_of(resolve_fft_size(mode, seqlen, seqlen, None))
             rows = given["batch"] or batch, given["channels"] or channels
             framework = given["framework"] or "cupy"
-            cells.append(
-                Cell("custom", mode, gated, dtype, *rows, seqlen, seqlen, filter, framework, direction=direction)
-            )
+            shape = (*rows, seqlen, seqlen)
+            cells.append(Cell("custom", mode, gated, dtype, *shape, filter, framework, direction, precision))
     return cells
 
 
@@ -138,6 +138,7 @@ def _narrowed(cells: Sequence[Timed], given: dict[str, Any]) -> list[Timed]:
         "filter": given["filters"],
         "direction": () if given["direction"] in (None, "all") else (given["direction"],),
         "gated": _gates(given),
+        "precision": given["precisions"],
     }
     changes = {name: given[name] for name in ("batch", "channels", "framework") if given[name] is not None}
     left = [c for c in cells if all(not values or getattr(c, name) in values for name, values in allowed.items())]

@@ -51,6 +51,26 @@ def test_options_choose_and_the_table_shows_ratios():
 
 
 @pytest.mark.usefixtures("played_gpu")
+def test_precisions_stand_beside_each_other(tmp_path):
+    path = tmp_path / "timed.json"
+    asked = ("--precision", "highest", "--precision", "medium")
+    done = bench("--fft-size", "256", "--gates", "none", "--filter", "raw", *asked, "--json", path)
+    assert done.exit_code == 0, done.output
+    assert len(rows_of(done.output, "fftconv raw medium")) == 1
+    records = [record for record in json.loads(path.read_text())["records"] if record["impl"] == OURS]
+    assert [record["precision"] for record in records] == ["highest", "medium"]
+    assert storage.flaws(storage.load(path)) == []
+
+
+@pytest.mark.usefixtures("played_gpu")
+def test_a_suite_is_narrowed_to_a_precision(tmp_path):
+    path = tmp_path / "timed.json"
+    done = bench("--suite", "precision", "--precision", "high", "--direction", "forward", "--runs", 1, "--json", path)
+    assert done.exit_code == 0, done.output
+    assert {record["precision"] for record in json.loads(path.read_text())["records"]} == {"high"}
+
+
+@pytest.mark.usefixtures("played_gpu")
 def test_others_are_compared_with_ours_that_transforms_its_filter_too():
     done = bench("--fft-size", "256", "--gates", "none")
     assert [row[4] for row in rows_of(done.output, "fftconv prepared")] == ["0.93"]
@@ -273,7 +293,7 @@ def test_check_judges_a_file(tmp_path):
 
 def test_options_name_cells():
     chosen_cells = sys.modules["fftconv_cupy.cli.bench"].chosen_cells
-    given = dict.fromkeys(("seqlens", "sizes", "modes", "dtypes", "filters"), ())
+    given = dict.fromkeys(("seqlens", "sizes", "modes", "precisions", "dtypes", "filters"), ())
     given |= dict.fromkeys(("suite", "batch", "channels", "framework", "direction")) | {"gates": "all"}
     assert {cell.problem.fft_size for cell in chosen_cells(given)} == {256, 1024, 4096, 8192, 16384, 32768}
     given |= {"seqlens": (1000,), "gates": "both", "batch": 2, "filters": ("raw",), "modes": ("circular", "same")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bench_session
 import pytest
-from bench_session import FakeClock, judged, on_target
+from bench_session import H100_COPY, FakeClock, judged, on_target, session
 
 from fftconv_cupy.benchmarks import cells, targets
 from fftconv_cupy.benchmarks.suites import cells_of
@@ -75,6 +75,16 @@ def test_memory_has_no_tolerance():
     _, verdicts = judged(on_target, clock=clock)
     missed = {verdict.what for verdict in verdicts if not verdict.is_met}
     assert missed == {"memory", "training memory"}
+
+
+@pytest.mark.usefixtures("launches")
+def test_tensor_cores_have_figures_in_times_the_floor():
+    timed = session(lambda cell: 1.3 * cell.floor_bytes / H100_COPY / 1e6)
+    list(timed.run(cells_of("precision"), 1))
+    verdicts = [v for v in targets.check(timed.records()) if v.what in ("high", "medium")]
+    assert len(verdicts) == 2 * (8 * (2 + 2 + 2) + 7)  # dtypes; outputs of each precision, gradients; circular
+    missed = {(v.what, v.limit / targets.TOLERANCE) for v in verdicts if not v.is_met}
+    assert missed == {("medium", 1.2), ("medium", 1.13), ("medium", 1.15), ("high", 1.23)}
 
 
 def test_figures():

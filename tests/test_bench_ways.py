@@ -9,6 +9,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
+import fftconv_cupy
 from fftconv_cupy import DepthwiseGradients
 from fftconv_cupy.benchmarks import baselines, kinds, starts
 from fftconv_cupy.benchmarks.baselines import OURS
@@ -84,6 +85,24 @@ def test_implementations_compute_the_same(rng, monkeypatch, name, mode, filter_l
     # The direct way rounds the taps, and the gated input, to float16.
     assert 1e-5 < sample.error(result) < (1e-3 if name == DIRECT else 4e-4)
     assert sample.error(call()) == sample.error(result)
+
+
+def test_ours_is_timed_with_the_precision_of_the_cell(rng, monkeypatch):
+    seen = []
+    for name in ("fftconv", "fftconv_vjp", "prepare_filter"):
+        call = getattr(fftconv_cupy, name)
+
+        def record(*args, _call=call, precision, **options):
+            seen.append(precision)
+            return _call(*args, precision=precision, **options)
+
+        monkeypatch.setattr(fftconv_cupy, name, record)
+    for options in ({"filter": "prepared"}, {"filter": "raw", "direction": "backward"}):
+        cell = Cell("custom", "causal", False, "float16", 2, 3, 64, 64, precision="medium", **options)
+        assert cell.problem.precision == "medium"
+        assert cell.label.endswith(" medium N=128")
+        named(OURS).prepare(cell, make_arrays(rng, cell))()
+    assert seen == ["medium"] * 3
 
 
 def short_arrays(rng, cell):
