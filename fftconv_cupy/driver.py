@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 import sys
 from functools import cache
 from typing import Any
@@ -16,27 +17,17 @@ class _Attribute(ctypes.Structure):
     _fields_ = (("id", ctypes.c_int), ("padding", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_int * 15))
 
 
-class _Config(ctypes.Structure):
-    """CUlaunchConfig."""
-
-    _fields_ = (
-        ("grid", ctypes.c_uint * 3),
-        ("threads", ctypes.c_uint * 3),
-        ("shared_bytes", ctypes.c_uint),
-        ("stream", ctypes.c_void_p),
-        ("attributes", ctypes.c_void_p),
-        ("attribute_count", ctypes.c_uint),
-    )
-
-
 _EARLY = _Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION, 0, 1)  # read by every launch, never written
+_EARLY_ADDRESS = ctypes.addressof(_EARLY)
+# CUlaunchConfig: grid, threads, shared bytes, stream, attributes and their count, padded to the size of the structure.
+_pack_config = struct.Struct("@3I3IIPPI0P").pack
 
 
 @cache
 def _launch_kernel_ex() -> Any:
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     function = ctypes.CDLL(name).cuLaunchKernelEx  # loaded already: CuPy links to it
-    function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+    function.argtypes = (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
     function.restype = ctypes.c_int
     return function
 
@@ -58,5 +49,6 @@ def launch_early(
         stream: handle of the stream.
         address: of the array of pointers to the kernel's arguments.
     """
-    config = _Config(grid, (threads, 1, 1), shared_bytes, stream, ctypes.addressof(_EARLY), 1)
-    return int(_launch_kernel_ex()(ctypes.addressof(config), function, address, None))
+    config = _pack_config(*grid, threads, 1, 1, shared_bytes, stream, _EARLY_ADDRESS, 1)
+    status: int = _launch_kernel_ex()(config, function, address, None)
+    return status

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from scratch_kernel import ENTRY, Params, scratch_spec, write_scratch_kernel
 
-from fftconv_cupy import compile
+from fftconv_cupy import compile, driver
 from fftconv_cupy.errors import InvalidArgumentError
 
 OPT_IN = 8
@@ -71,8 +72,8 @@ class FakeCuda:
         self.current = context
 
     def _launch(self, *arguments: Any) -> None:
-        struct = ctypes.cast(ctypes.c_void_p.from_address(arguments[9]).value, ctypes.POINTER(Params)).contents
-        self.launches.append((self.current, *arguments[:9], arguments[10], struct.value, struct.count))
+        params = ctypes.cast(ctypes.c_void_p.from_address(arguments[9]).value, ctypes.POINTER(Params)).contents
+        self.launches.append((self.current, *arguments[:9], arguments[10], params.value, params.count))
         if self.launch_error is not None:
             raise self.launch_error
 
@@ -186,6 +187,36 @@ def test_an_early_launch_goes_to_the_driver_itself(cuda: FakeCuda, monkeypatch: 
     assert launched == [((2, 3, 4), 128, 2048, 99)] * 2
     assert cuda.launches == []
     assert cuda.current == 102
+
+
+class LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig of cuda.h."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(ctypes.c_int)),
+        ("attribute_count", ctypes.c_uint),
+    )
+
+
+def test_an_early_launch_describes_itself_as_cuda_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(LaunchConfig), *(ctypes.c_void_p,) * 3)
+    def launch(config: Any, function: int, address: int, extra: None) -> int:
+        c = config.contents
+        seen.append((*c.grid, *c.block, c.shared_bytes, c.stream, c.attributes[:3], c.attribute_count))
+        seen.append((function, address, extra))
+        return 7
+
+    kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, *(ctypes.c_void_p,) * 3)
+    monkeypatch.setattr(driver, "_launch_kernel_ex", lambda: ctypes.cast(launch, kind))
+    assert driver.launch_early(11, (2, 3, 4), 128, 2048, 99, 12) == 7
+    assert seen == [(2, 3, 4, 128, 1, 1, 2048, 99, [6, 0, 1], 1), (11, 12, None)]
+    assert struct.calcsize("@3I3IIPPI0P") == ctypes.sizeof(LaunchConfig)
 
 
 @pytest.fixture
