@@ -67,8 +67,8 @@ def empty(like: ArrayView, shape: tuple[int, ...], dtype: str, stream: int | Non
     """Allocate a C-contiguous array where and as the framework of `like` does.
 
     Args:
-        like: gives framework and device. JAX does not hand out memory to write to: its outputs are CuPy arrays (NumPy
-            on the CPU) until `hand_over`.
+        like: gives framework and device, the current one where it is a GPU. JAX does not hand out memory to write to:
+            its outputs are CuPy arrays (NumPy on the CPU) until `hand_over`.
         shape: of the new array.
         dtype: one of "float16", "bfloat16", "float32", "float64".
         stream: handle of the stream that the memory will be used on; None means the current one of the framework.
@@ -81,14 +81,13 @@ def empty(like: ArrayView, shape: tuple[int, ...], dtype: str, stream: int | Non
     device = like.device
     if like.framework == "torch":
         torch = sys.modules["torch"]
-        owner = like.owner
-        # Half the time of torch.empty, but it keeps the strides of a transposed tensor.
-        is_alike = dtype == like.dtype and strides == like.strides and shape == like.shape
-        if device < 0 or stream is None or stream == torch._C._cuda_getCurrentRawStream(device):
-            tensor = torch.empty_like(owner) if is_alike else _torch_empty(torch, owner, shape, dtype)
+        if device < 0:
+            tensor = torch.empty(shape, dtype=getattr(torch, dtype), device="cpu")
+        elif stream is None or stream == torch._C._cuda_getCurrentRawStream(device):
+            tensor = _cuda_empty(torch, shape, strides, dtype)
         else:
             with _torch_stream(torch, device, stream):
-                tensor = _torch_empty(torch, owner, shape, dtype)
+                tensor = _cuda_empty(torch, shape, strides, dtype)
         return tensor, ArrayView(tensor.data_ptr(), shape, strides, dtype, device, "torch", tensor)
     if device < 0:
         array = np.empty(shape, NUMPY_DTYPES[dtype])
@@ -302,8 +301,9 @@ def refuse_capture(stream: int) -> None:
         )
 
 
-def _torch_empty(torch: Any, owner: Any, shape: tuple[int, ...], dtype: str) -> Any:
-    return torch.empty(shape, dtype=getattr(torch, dtype), device=owner.device)
+def _cuda_empty(torch: Any, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str) -> Any:
+    """Return a tensor on the current GPU by the call that compiled graphs use: a third of the time of torch.empty."""
+    return torch._C._dynamo.guards._empty_strided_cuda(tuple(shape), strides, getattr(torch, dtype))
 
 
 def _torch_stream(torch: Any, device: int, stream: int) -> contextlib.AbstractContextManager[Any]:
