@@ -41,6 +41,7 @@ class _Launcher:
     twiddles: int
     grid: tuple[int, int, int]
     threads: int
+    can_start_early: bool
 
 
 @dataclass(slots=True)
@@ -52,27 +53,47 @@ class Rows:
             those of u, whose values are read in its place, an output gate that is absent has 0.
         bits: all strides and lengths in bytes, or'ed.
         skip_is_float: the skip is float32, not of the dtype of u.
-        known: the launcher, and the arguments of the fused kernel that are no addresses, by the lowest bits of the
-            addresses and whether the filter is prepared.
+        known: the launcher and its steps, by the lowest bits of the addresses and whether the filter is prepared.
     """
 
     strides: tuple[int, ...]
     bits: int
     skip_is_float: bool
-    known: dict[tuple[int, bool], tuple[_Launcher, tuple[float, ...]]] = field(default_factory=dict)
+    known: dict[tuple[int, bool], tuple[_Launcher, tuple[_Step, ...]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A launch of the fused kernel on a group of channels, but for the addresses of the arrays.
+
+    Attributes:
+        first: the first of the channels.
+        channels: how many there are.
+        has_filter: the filter's kernel is launched before.
+        offsets: from the addresses of u, in_gate, out_gate, y and skip to the first channel, in bytes.
+        constants: the arguments of the kernel that are no addresses, in their order.
+    """
+
+    first: int
+    channels: int
+    has_filter: bool
+    offsets: tuple[int, int, int, int, int]
+    constants: tuple[float, ...]
 
 
 class _Arguments(threading.local):
-    """Arguments of the fused kernel, filled anew for each launch: callers may be concurrent."""
+    """Arguments of the kernels, filled anew for each launch: callers may be concurrent."""
 
     def __init__(self) -> None:
-        self.forward = FwdParams()
-        self._pointer = ctypes.c_void_p(ctypes.addressof(self.forward))
-        self.address = ctypes.addressof(self._pointer)
+        self.forward, self.filter = FwdParams(), FilterParams()
+        self._pointers = (ctypes.c_void_p * 2)(*map(ctypes.addressof, (self.forward, self.filter)))
+        self.address = ctypes.addressof(self._pointers)
+        self.filter_address = self.address + ctypes.sizeof(ctypes.c_void_p)
 
 
 _arguments = _Arguments()
 _pack_forward = packer(FwdParams).pack_into
+_pack_filter = packer(FilterParams).pack_into
 
 
 _launchers: dict[tuple[Problem, int, bool, bool, bool], _Launcher] = {}
@@ -131,41 +152,34 @@ def run(
         CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
     """
     rows = rows or rows_of(problem, u, in_gate, out_gate, skip, out)
-    gates = (0 if in_gate is None else in_gate.ptr, 0 if out_gate is None else out_gate.ptr)
-    pointers = (u.ptr, *gates, out.ptr)
+    u_ptr, y_ptr, skip_ptr = u.ptr, out.ptr, 0 if skip is None else skip.ptr
+    in_ptr = u_ptr if in_gate is None else in_gate.ptr
+    out_ptr = 0 if out_gate is None else out_gate.ptr
     # The lowest bit set in any address, stride or length is how far all rows are aligned.
-    bits = (rows.bits | u.ptr | gates[0] | gates[1] | out.ptr) & 15
-    is_prepared = isinstance(filt, FilterSpectrum)
-    known = rows.known.get((bits, is_prepared))
+    bits = (rows.bits | u_ptr | in_ptr | out_ptr | y_ptr) & 15
+    taps = None if isinstance(filt, FilterSpectrum) else filt
+    known = rows.known.get((bits, taps is None))
     if known is None:
-        is_vector = bits & (2 * ITEM_BYTES[problem.dtype] - 1) == 0
-        launcher = _new_launcher((problem, u.device, is_vector, bits == 0, is_prepared))
-        known = rows.known[bits, is_prepared] = launcher, _constants(launcher, rows, launcher.plan.channel_group)
-    launcher, constants = known
-    skip_ptr = 0 if skip is None else skip.ptr
-    if isinstance(filt, FilterSpectrum):
-        _launch_forward(launcher, pointers, filt.ptr, skip_ptr, constants, stream)
-        return rows
-    if workspace is None:
-        _, workspace = arrays.empty(u, (launcher.plan.workspace_bytes // 4,), "float32", stream)
-    group = launcher.plan.channel_group
-    for first in range(0, problem.channels, group):
-        channels = min(group, problem.channels - first)
-        if channels < group:
-            constants = _constants(launcher, rows, channels)
+        known = rows.known[bits, taps is None] = _steps(problem, u.device, bits, taps is None, rows)
+    launcher, steps = known
+    spectrum = filt.ptr
+    if taps is not None:
+        if workspace is None:
+            _, workspace = arrays.empty(u, (launcher.plan.workspace_bytes // 4,), "float32", stream)
+        spectrum = workspace.ptr
+    arguments, twiddles = _arguments, launcher.twiddles
+    out_ptr = out_ptr or twiddles  # an address that can be read, and longer than any row, as that of u for in_gate
+    is_early = False
+    for step in steps:
+        if taps is not None and step.has_filter:
+            launch_filter(launcher.filter, launcher.plan, taps, twiddles, spectrum, step.first, step.channels, stream)
+            is_early = launcher.can_start_early
+        u_at, in_at, out_at, y_at, skip_at = step.offsets
+        addresses = (u_ptr + u_at, in_ptr + in_at, out_ptr + out_at, y_ptr + y_at, spectrum, twiddles)
+        _pack_forward(arguments.forward, 0, *addresses, skip_ptr and skip_ptr + skip_at, *step.constants)
+        # Started while the filter's kernel runs, it waits for the spectrum itself.
+        launcher.forward.launch(launcher.grid, launcher.threads, arguments.forward, stream, arguments.address, is_early)
         is_early = False
-        if first == 0 or not problem.shared_filter:
-            launch_filter(
-                launcher.filter, launcher.plan, filt, launcher.twiddles, workspace.ptr, first, channels, stream
-            )
-            is_early = launcher.plan.limits.has_dependent_launch
-        item = ITEM_BYTES[problem.dtype]
-        group_pointers = [
-            pointer and pointer + first * stride * item
-            for pointer, stride in zip(pointers, rows.strides[1::2], strict=True)
-        ]
-        group_skip = skip_ptr and skip_ptr + first * (4 if rows.skip_is_float else item)
-        _launch_forward(launcher, group_pointers, workspace.ptr, group_skip, constants, stream, is_early)
     return rows
 
 
@@ -274,6 +288,7 @@ def _new_launcher(key: tuple[Problem, int, bool, bool, bool]) -> _Launcher:
         twiddles=device_table(config, made.strategy == "paired", device),
         grid=made.grid,
         threads=config.threads,
+        can_start_early=limits.has_dependent_launch,
     )
     with _lock:
         if len(_launchers) >= _REMEMBERED:
@@ -290,47 +305,36 @@ def device_table(config: BlockConfig, is_paired: bool, device: int) -> int:
         return int(_tables[key].data.ptr)
 
 
-def _constants(launcher: _Launcher, rows: Rows, channels: int) -> tuple[float, ...]:
-    """Return the arguments of the fused kernel for so many channels that are no addresses, in their order."""
-    problem, made = launcher.plan.problem, launcher.plan
-    return (
-        *rows.strides,
-        0 if problem.shared_filter else made.config.points // 2,
-        *(problem.batch, channels, problem.seqlen, problem.out_len, made.log2_batch_slots),
-        *made.turns,
-        *(int(problem.in_gate), int(problem.out_gate), int(rows.skip_is_float)),
-        1.0 / made.config.points,
-        0,
-    )
-
-
-def _launch_forward(
-    launcher: _Launcher,
-    pointers: Sequence[int],
-    spectrum: int,
-    skip: int,
-    constants: tuple[float, ...],
-    stream: int,
-    is_early: bool = False,
-) -> None:
-    """Launch the fused kernel on some channels.
-
-    Args:
-        launcher: the configuration.
-        pointers: addresses of u, in_gate, out_gate and y at the first channel; 0 for a gate that is absent.
-        spectrum: address of the first channel's spectrum.
-        skip: address of the first channel's skip, or 0.
-        constants: see `_constants`.
-        stream: handle of the stream.
-        is_early: the kernel may start while the filter's, launched before it, runs: it waits for the spectrum itself.
-    """
-    u, in_gate, out_gate, y = pointers
-    arguments, twiddles = _arguments, launcher.twiddles
-    params = arguments.forward
-    # A gate that is absent has an address that can be read: that of u, or of the twiddles, longer than any row.
-    addresses = (u, in_gate or u, out_gate or twiddles, y, spectrum, twiddles, skip)
-    _pack_forward(params, 0, *addresses, *constants)
-    launcher.forward.launch(launcher.grid, launcher.threads, params, stream, arguments.address, is_early)
+def _steps(
+    problem: Problem, device: int, bits: int, is_prepared: bool, rows: Rows
+) -> tuple[_Launcher, tuple[_Step, ...]]:
+    """Return the launcher of calls whose addresses have these lowest bits, and what it launches."""
+    item = ITEM_BYTES[problem.dtype]
+    launcher = _new_launcher((problem, device, bits & (2 * item - 1) == 0, bits == 0, is_prepared))
+    made = launcher.plan
+    steps = []
+    for first in range(0, problem.channels, made.channel_group):
+        channels = min(made.channel_group, problem.channels - first)
+        u_at, in_at, out_at, y_at = (first * stride * item for stride in rows.strides[1::2])
+        constants = (
+            *rows.strides,
+            0 if problem.shared_filter else made.config.points // 2,
+            *(problem.batch, channels, problem.seqlen, problem.out_len, made.log2_batch_slots),
+            *made.turns,
+            *(int(problem.in_gate), int(problem.out_gate), int(rows.skip_is_float)),
+            1.0 / made.config.points,
+            0,
+        )
+        steps.append(
+            _Step(
+                first,
+                channels,
+                not is_prepared and (first == 0 or not problem.shared_filter),
+                (u_at, in_at, out_at, y_at, first * (4 if rows.skip_is_float else item)),
+                constants,
+            )
+        )
+    return launcher, tuple(steps)
 
 
 def launch_filter(
@@ -344,20 +348,19 @@ def launch_filter(
     stream: int,
 ) -> None:
     """Launch the filter's transform for `channels` channels from `first` on; a shared filter has one."""
-    problem, config = made.problem, made.config
+    problem, config, lags, arguments = made.problem, made.config, made.lags, _arguments
     rows = 1 if problem.shared_filter else channels
     stride = k.strides[0] if len(k.strides) == 2 else 0
-    params = FilterParams(
+    _pack_filter(
+        arguments.filter,
+        0,
         k.ptr + (0 if problem.shared_filter else first * stride * ITEM_BYTES[problem.filter_dtype]),
-        spectrum,
-        twiddles,
-        stride,
-        rows,
-        problem.filter_len,
-        lags_of(made.lags),
+        *(spectrum, twiddles, stride, rows, problem.filter_len),
+        *(lags.shift, lags.negative_shift, lags.period, lags.positive, lags.negative),
         1.0 / config.points,
     )
-    kernel.launch((-(-rows // config.rows), 1, 1), config.threads, params, stream)
+    grid = (-(-rows // config.rows), 1, 1)
+    kernel.launch(grid, config.threads, arguments.filter, stream, arguments.filter_address)
 
 
 def lags_of(lags: FilterLags) -> Lags:
