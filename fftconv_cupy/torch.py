@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 import torch
 
-from fftconv_cupy import torch_derivatives  # noqa: F401 - registers them
 from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, message
 from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.problem import check_int, check_mode, check_precision
@@ -19,6 +18,8 @@ from fftconv_cupy.torch_depthwise import (
     depthwise_conv1d,
     depthwise_conv1d_update,
 )
+from fftconv_cupy.torch_derivatives import convolve
+from fftconv_cupy.torch_eager import is_plain
 from fftconv_cupy.torch_operator import ARGUMENTS, carrier_of, forward_op, layout_of
 
 __all__ = [
@@ -80,9 +81,13 @@ def fftconv(
         >>> k.grad
         tensor([4., 3., 2.])
     """
-    layout = None
+    prepared = layout = None
     if isinstance(k, FilterSpectrum):
-        layout, k = layout_of(k), carrier_of(k)
+        prepared, layout, k = k, layout_of(k), carrier_of(k)
+    if is_plain(u, k, in_gate, out_gate, skip):
+        known = convolve((u, k, in_gate, out_gate, skip, mode, fft_size, precision, layout), prepared)
+        if known is not None:
+            return known
     for name, tensor in zip(ARGUMENTS, (u, k, in_gate, out_gate, skip), strict=True):
         if not isinstance(tensor, torch.Tensor) and (tensor is not None or name in ("u", "k")):
             _refuse_object(name, tensor, "a torch tensor" + (", or a prepared filter" if name == "k" else ""))

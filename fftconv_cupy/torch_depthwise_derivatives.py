@@ -17,7 +17,6 @@ from fftconv_cupy import torch_depthwise_batching
 from fftconv_cupy.torch_depthwise_operator import forward_op, vjp_op
 from fftconv_cupy.torch_derivatives import (
     autograd_kernel,
-    below,
     differentiable_below,
     keep,
     primals_of,
@@ -116,17 +115,17 @@ def _silu_derivatives(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class _Convolution(_SingleLevelFunction):  # type: ignore[misc]  # torch is untyped here
-    """The node of ``depthwise_conv1d``; its first argument says which kernels are still to come."""
+    """The node of ``depthwise_conv1d``; its first argument computes what it is the derivative of."""
 
     @staticmethod
-    def forward(ctx: Any, keyset: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(ctx: Any, compute: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
         x, *others = args[:_COUNT]
         *ctx.options, ctx.with_state = args[_COUNT:]
         _, needs_weight, *_ = ctx.needs_input_grad[1:]
         # Without activation the gradient of x does not depend on x, which then need not be kept.
         is_kept = needs_weight or ctx.options[1] is not None
         ctx.x_shape = x.shape
-        y: tuple[torch.Tensor, torch.Tensor] = below(forward_op, keyset, args)
+        y: tuple[torch.Tensor, torch.Tensor] = compute(*args)
         ctx.y_shape = y[0].shape
         keep(ctx, (x if is_kept else None, *others), args[:_COUNT])
         return y
@@ -168,11 +167,11 @@ class _Vjp(_SingleLevelFunction):  # type: ignore[misc]
     """The node of ``depthwise_conv1d_vjp``, likewise."""
 
     @staticmethod
-    def forward(ctx: Any, keyset: Any, *args: Any) -> _Tensors:
+    def forward(ctx: Any, compute: Any, *args: Any) -> _Tensors:
         tensors = args[: 2 + _COUNT]
         *ctx.options, ctx.wrt = args[2 + _COUNT :]
         keep(ctx, tensors, tensors)
-        found: _Tensors = below(vjp_op, keyset, args)
+        found: _Tensors = compute(*args)
         return found
 
     @staticmethod

@@ -20,7 +20,10 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from fftconv_cupy import torch_batching
-from fftconv_cupy.torch_operator import ARGUMENTS, forward_op, library, vjp_op
+from fftconv_cupy.errors import InvalidTypeError
+from fftconv_cupy.filters import FilterSpectrum
+from fftconv_cupy.torch_eager import is_plain
+from fftconv_cupy.torch_operator import ARGUMENTS, compute, compute_vjp, forward_op, library, vjp_op
 
 _LINEAR_IN = ((0,), (1, 4), (2,), (3,))  # u; k and skip; in_gate; out_gate
 _K = 1
@@ -47,17 +50,16 @@ def differentiable_below(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Convolution(_SingleLevelFunction):  # type: ignore[misc]  # torch is untyped here
-    """The node of ``fftconv``; its first argument says which kernels are still to come."""
+    """The node of ``fftconv``; its first argument computes what it is the derivative of."""
 
     @staticmethod
-    def forward(ctx: Any, keyset: Any, *args: Any) -> torch.Tensor:
+    def forward(ctx: Any, compute: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
         u, *others, ctx.mode, ctx.fft_size, ctx.precision, ctx.layout = args
         ctx.seqlen = u.shape[-1]
         # The gradient of u alone does not depend on u, which then need not be kept: the filter is often frozen.
         needs_u = any(ctx.needs_input_grad[2 : 1 + _COUNT])
         keep(ctx, (u if needs_u else None, *others), args[:_COUNT])
-        y: torch.Tensor = below(forward_op, keyset, args)
-        return y
+        return compute(*args)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor | None) -> _Tensors:
@@ -69,7 +71,7 @@ class _Convolution(_SingleLevelFunction):  # type: ignore[misc]  # torch is unty
                 # Once here rather than twice below, where both would be copied for their last axis.
                 dy = dy if dy.stride(-1) == 1 else dy.contiguous()
                 u = dy[..., : ctx.seqlen]  # of the shape, dtype and device of u, and not read
-            gradients = vjp_op(dy, u, *others, *_options(ctx), wrt)
+            gradients = _gradients(dy, u, *others, *_options(ctx), wrt)
         return (None, *gradients, *(None for _ in _options(ctx)))
 
     @staticmethod
@@ -83,11 +85,10 @@ class _Vjp(_SingleLevelFunction):  # type: ignore[misc]
     """The node of ``fftconv_vjp``, likewise."""
 
     @staticmethod
-    def forward(ctx: Any, keyset: Any, *args: Any) -> _Tensors:
+    def forward(ctx: Any, compute: Callable[..., _Tensors], *args: Any) -> _Tensors:
         *tensors, ctx.mode, ctx.fft_size, ctx.precision, ctx.layout, ctx.wrt = args
         keep(ctx, tensors, tensors)
-        gradients: _Tensors = below(vjp_op, keyset, args)
-        return gradients
+        return compute(*args)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor | None) -> _Tensors:
@@ -171,13 +172,13 @@ def sum_of(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | Non
     return a + b
 
 
-def _redispatch(op: Any, keyset: Any, args: tuple[Any, ...]) -> Any:
+def _redispatch(op: Any, keyset: Any, *args: Any) -> Any:
     """Call the kernels below those of autograd."""
     with torch._C._AutoDispatchBelowAutograd():
         return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
 
-below = differentiable_below(_redispatch)
+_below = differentiable_below(_redispatch)
 
 
 def autograd_kernel(op: Any, node: Any) -> Callable[..., Any]:
@@ -187,10 +188,42 @@ def autograd_kernel(op: Any, node: Any) -> Callable[..., Any]:
         needs_grad = torch._C.is_grad_enabled() and torch._C._any_requires_grad(*args)
         if needs_grad or forward_ad._current_level >= 0:
             with enable_single_level_autograd_function():
-                return node.apply(keyset, *args)
-        return _redispatch(op, keyset, args)
+                return node.apply(functools.partial(_below, op, keyset), *args)
+        return _redispatch(op, keyset, *args)
 
     return kernel
+
+
+def convolve(args: Sequence[Any], prepared: FilterSpectrum | None) -> torch.Tensor | None:
+    """Compute the operator ``fftconv`` without the dispatcher, for plain tensors (see `torch_eager`).
+
+    Args:
+        args: the operator's arguments.
+        prepared: the prepared filter that the second one stands for, or None.
+
+    Returns:
+        The output; None where a tensor has no memory to read, with which the dispatcher may know what to do.
+    """
+    call = functools.partial(compute, prepared=prepared)
+    try:
+        if torch._C.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            y: torch.Tensor = _Convolution.apply(call, *args)
+            return y
+        return call(*args)
+    except InvalidTypeError:
+        return None
+
+
+def _gradients(*args: Any) -> _Tensors:
+    """Compute the operator ``fftconv_vjp``, without the dispatcher where that will do."""
+    if not torch._C.is_grad_enabled() and is_plain(*args[: 1 + _COUNT]):
+        try:
+            gradients: _Tensors = compute_vjp(*args)
+            return gradients
+        except InvalidTypeError:  # a tensor has no memory to read: the dispatcher may know what to do
+            pass
+    gradients = vjp_op(*args)
+    return gradients
 
 
 def vmap_rule(op: Any, mapped: Callable[..., Any]) -> Callable[..., Any]:

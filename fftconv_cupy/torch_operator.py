@@ -85,7 +85,7 @@ def _filter(k: torch.Tensor, layout: str | None) -> Any:
     return FilterSpectrum(**_parsed(layout), device=k.get_device(), data=data, ptr=k.data_ptr(), nbytes=k.nbytes)
 
 
-def _compute(
+def compute(
     u: torch.Tensor,
     k: torch.Tensor,
     in_gate: torch.Tensor | None,
@@ -95,10 +95,12 @@ def _compute(
     fft_size: int | None,
     precision: str | None,
     layout: str | None,
+    prepared: FilterSpectrum | None = None,
 ) -> torch.Tensor:
+    """Compute ``fftconv``; `prepared` is what `k` and `layout` stand for, where the caller has it."""
     y: torch.Tensor = fftconv(
         u,
-        _filter(k, layout),
+        _filter(k, layout) if prepared is None else prepared,
         mode=mode,
         fft_size=fft_size,
         in_gate=in_gate,
@@ -109,7 +111,7 @@ def _compute(
     return y
 
 
-def _compute_vjp(
+def compute_vjp(
     dy: torch.Tensor,
     u: torch.Tensor,
     k: torch.Tensor,
@@ -122,6 +124,7 @@ def _compute_vjp(
     layout: str | None,
     wrt: Sequence[bool],
 ) -> Any:
+    """Compute ``fftconv_vjp``."""
     return fftconv_vjp(
         dy,
         u,
@@ -180,8 +183,8 @@ def _autocast_kernel(key: torch.DispatchKey, device: str, *args: Any) -> torch.T
     return y
 
 
-library.impl("fftconv", _compute, "CompositeExplicitAutograd")
-library.impl("fftconv_vjp", _compute_vjp, "CompositeExplicitAutograd")
+library.impl("fftconv", compute, "CompositeExplicitAutograd")
+library.impl("fftconv_vjp", compute_vjp, "CompositeExplicitAutograd")
 torch.library.register_fake("fftconv_cupy::fftconv", _fake, lib=library)
 torch.library.register_fake("fftconv_cupy::fftconv_vjp", _fake_vjp, lib=library)
 for _name, _device in (("AutocastCPU", "cpu"), ("AutocastCUDA", "cuda")):

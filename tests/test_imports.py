@@ -46,7 +46,7 @@ LAYERS = (
     ("execute",),
     ("api", "jax_primitives", "depthwise_execute"),
     ("gradients", "depthwise", "jax_depthwise_primitives"),
-    ("torch_operator", "jax_depthwise"),
+    ("torch_operator", "torch_eager", "jax_depthwise"),
     ("torch_batching", "torch_depthwise_batching", "torch_depthwise_operator", "jax"),
     ("torch_derivatives",),
     ("torch_depthwise_derivatives",),
@@ -92,6 +92,7 @@ JAX_MODULES = (
 TORCH_MODULES = (
     "torch",
     "torch_batching",
+    "torch_eager",
     "torch_depthwise",
     "torch_depthwise_batching",
     "torch_depthwise_derivatives",
