@@ -6,7 +6,6 @@ look-up, an argument structure of its own (callers may be concurrent) and a laun
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from fftconv_cupy.dependencies import import_cupy, import_nvrtc
 from fftconv_cupy.devices import device_limits
 from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.mma_plan import MmaPlan
-from fftconv_cupy.params import FilterParams, FwdParams, Lags, packer
+from fftconv_cupy.params import FilterParams, FwdParams, Lags, Slot, packer
 from fftconv_cupy.plan import FilterLags, Plan, block_config, make_plan
 from fftconv_cupy.problem import ITEM_BYTES, Problem
 from fftconv_cupy.source import KernelSpec
@@ -81,17 +80,7 @@ class _Step:
     constants: tuple[float, ...]
 
 
-class _Arguments(threading.local):
-    """Arguments of the kernels, filled anew for each launch: callers may be concurrent."""
-
-    def __init__(self) -> None:
-        self.forward, self.filter = FwdParams(), FilterParams()
-        self._pointers = (ctypes.c_void_p * 2)(*map(ctypes.addressof, (self.forward, self.filter)))
-        self.address = ctypes.addressof(self._pointers)
-        self.filter_address = self.address + ctypes.sizeof(ctypes.c_void_p)
-
-
-_arguments = _Arguments()
+_forward, _filter = Slot(FwdParams), Slot(FilterParams)
 _pack_forward = packer(FwdParams).pack_into
 _pack_filter = packer(FilterParams).pack_into
 
@@ -167,7 +156,7 @@ def run(
         if workspace is None:
             _, workspace = arrays.empty(u, (launcher.plan.workspace_bytes // 4,), "float32", stream)
         spectrum = workspace.ptr
-    arguments, twiddles = _arguments, launcher.twiddles
+    arguments, twiddles = _forward, launcher.twiddles
     out_ptr = out_ptr or twiddles  # an address that can be read, and longer than any row, as that of u for in_gate
     is_early = False
     for step in steps:
@@ -176,9 +165,9 @@ def run(
             is_early = launcher.can_start_early
         u_at, in_at, out_at, y_at, skip_at = step.offsets
         addresses = (u_ptr + u_at, in_ptr + in_at, out_ptr + out_at, y_ptr + y_at, spectrum, twiddles)
-        _pack_forward(arguments.forward, 0, *addresses, skip_ptr and skip_ptr + skip_at, *step.constants)
+        _pack_forward(arguments.params, 0, *addresses, skip_ptr and skip_ptr + skip_at, *step.constants)
         # Started while the filter's kernel runs, it waits for the spectrum itself.
-        launcher.forward.launch(launcher.grid, launcher.threads, arguments.forward, stream, arguments.address, is_early)
+        launcher.forward.launch(launcher.grid, launcher.threads, arguments.params, stream, arguments.address, is_early)
         is_early = False
     return rows
 
@@ -348,11 +337,11 @@ def launch_filter(
     stream: int,
 ) -> None:
     """Launch the filter's transform for `channels` channels from `first` on; a shared filter has one."""
-    problem, config, lags, arguments = made.problem, made.config, made.lags, _arguments
+    problem, config, lags, arguments = made.problem, made.config, made.lags, _filter
     rows = 1 if problem.shared_filter else channels
     stride = k.strides[0] if len(k.strides) == 2 else 0
     _pack_filter(
-        arguments.filter,
+        arguments.params,
         0,
         k.ptr + (0 if problem.shared_filter else first * stride * ITEM_BYTES[problem.filter_dtype]),
         *(spectrum, twiddles, stride, rows, problem.filter_len),
@@ -360,7 +349,7 @@ def launch_filter(
         1.0 / config.points,
     )
     grid = (-(-rows // config.rows), 1, 1)
-    kernel.launch(grid, config.threads, arguments.filter, stream, arguments.filter_address)
+    kernel.launch(grid, config.threads, arguments.params, stream, arguments.address)
 
 
 def lags_of(lags: FilterLags) -> Lags:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from fftconv_cupy.mma_blocks import CONVERT_THREADS, MmaConfig
 from fftconv_cupy.mma_params import MmaFilterParams
 from fftconv_cupy.mma_plan import MmaPlan, make_mma_plan
 from fftconv_cupy.mma_tables import mma_table
-from fftconv_cupy.params import FwdParams, packer
+from fftconv_cupy.params import FwdParams, Slot, packer
 from fftconv_cupy.plan import check_sizes
 from fftconv_cupy.problem import ITEM_BYTES, Problem
 
@@ -45,17 +44,8 @@ class _Launcher:
         self.convert.launch((rows, 1, 1), CONVERT_THREADS, MmaFilterParams(scratch, spectrum), stream)
 
 
-class _Arguments(threading.local):
-    """Arguments of the fused kernel, filled anew for each launch: callers may be concurrent."""
-
-    def __init__(self) -> None:
-        self.forward = FwdParams()
-        self._pointer = ctypes.c_void_p(ctypes.addressof(self.forward))
-        self.address = ctypes.addressof(self._pointer)
-
-
 _Key = tuple[Problem, int, bool, bool]
-_arguments = _Arguments()
+_arguments = Slot(FwdParams)
 _pack = packer(FwdParams).pack_into
 _launchers: dict[_Key, _Launcher] = {}
 _tables: dict[tuple[MmaConfig, int], Any] = {}
@@ -232,7 +222,7 @@ def _launch_forward(
         for pointer, stride in zip(pointers, rows.strides[1::2], strict=True)
     )
     _pack(
-        arguments.forward,
+        arguments.params,
         0,
         # A gate that is absent has an address that can be read.
         *(u, in_gate or u, out_gate or launcher.table, y),
@@ -246,4 +236,4 @@ def _launch_forward(
         1.0 / made.tensor.points,
         0,
     )
-    launcher.forward.launch(made.grid, made.tensor.threads, arguments.forward, stream, arguments.address)
+    launcher.forward.launch(made.grid, made.tensor.threads, arguments.params, stream, arguments.address)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from fftconv_cupy.dependencies import import_nvrtc
 from fftconv_cupy.devices import device_limits
 from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.launch import Rows, describe, device_table, launch_filter, row_strides, rows_of
-from fftconv_cupy.params import StateParams, WindowsParams, packer
+from fftconv_cupy.params import Slot, StateParams, WindowsParams, packer
 from fftconv_cupy.problem import ITEM_BYTES, Problem
 from fftconv_cupy.window_plan import WindowPlan, checked_cut, make_window_plan
 
@@ -36,17 +35,8 @@ class _Launcher:
     scale: float
 
 
-class _Arguments(threading.local):
-    """Arguments of the fused kernel, filled anew for each launch: callers may be concurrent."""
-
-    def __init__(self) -> None:
-        self.forward = WindowsParams()
-        self._pointer = ctypes.c_void_p(ctypes.addressof(self.forward))
-        self.address = ctypes.addressof(self._pointer)
-
-
 _Key = tuple[Problem, int, bool, bool]
-_arguments = _Arguments()
+_arguments = Slot(WindowsParams)
 _pack = packer(WindowsParams).pack_into
 _launchers: dict[_Key, _Launcher] = {}
 _state_kernels: dict[tuple[str, int], LoadedKernel] = {}
@@ -80,7 +70,7 @@ class Bound:
             for pointer, stride in zip(self.pointers, strides[1::2], strict=True)
         )
         _pack(
-            arguments.forward,
+            arguments.params,
             0,
             # A gate that is absent has an address and strides that can be read: those of u, or of y.
             *(u, in_gate or u, out_gate or y, y),
@@ -99,7 +89,7 @@ class Bound:
         launcher.forward.launch(
             launcher.plan.grid,
             launcher.plan.config.threads,
-            arguments.forward,
+            arguments.params,
             self.stream,
             arguments.address,
             is_early=is_early,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import threading
 from typing import Any
 
 
@@ -251,6 +252,20 @@ class ReduceParams(ctypes.Structure):
 
 
 _CODES = {ctypes.c_void_p: "P", ctypes.c_longlong: "q", ctypes.c_int: "i", ctypes.c_float: "f"}
+
+
+class Slot(threading.local):
+    """A structure in memory that each thread has for itself, filled anew for each launch: callers may be concurrent.
+
+    Attributes:
+        params: the structure.
+        address: of a pointer to it.
+    """
+
+    def __init__(self, structure: Any) -> None:
+        self.params = structure()
+        self._pointer = ctypes.c_void_p(ctypes.addressof(self.params))
+        self.address = ctypes.addressof(self._pointer)
 
 
 def packer(structure: Any) -> struct.Struct:
