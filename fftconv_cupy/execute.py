@@ -170,6 +170,7 @@ def vjp_on_gpu(call: Call, arguments: VjpArguments, handle: int | None) -> Gradi
     a, problem, wanted = arguments, call.problem, call.wanted
     if not call.is_checked:
         launch.check_vjp(problem, wanted, a.u.device)
+        call.run = launch.vjp_runner(problem, a.u.device)
         call.is_checked = True
     stream = arrays.current_stream(a.u) if handle is None else handle
     if not call.is_capturable:
@@ -185,7 +186,7 @@ def vjp_on_gpu(call: Call, arguments: VjpArguments, handle: int | None) -> Gradi
         known = {}
         if problem.initial_state:
             known["states"] = States(a.initial_state, a.d_final_state, None if state is None else state[1])
-        launch.run_vjp(problem, wanted, a.dy, a.u, a.k, a.in_gate, a.out_gate, a.skip, views, stream, **known)
+        call.run(problem, wanted, a.dy, a.u, a.k, a.in_gate, a.out_gate, a.skip, views, stream, **known)
     else:
         for view in views:
             if view is not None:

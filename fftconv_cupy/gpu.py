@@ -46,6 +46,7 @@ __all__ = [
     "run_vjp",
     "runner",
     "transform_of",
+    "vjp_runner",
     "warm",
     "warm_vjp",
     "workspace_bytes",
@@ -87,9 +88,15 @@ def check_vjp(problem: Problem, wanted: Wanted, device: int) -> None:
     _vjp_module(problem, device_limits(device)).check_vjp(problem, wanted, device)
 
 
+def vjp_runner(problem: Problem, device: int) -> Callable[..., None]:
+    """Return the `run_vjp` of the module that computes gradients of a problem on a device."""
+    run: Callable[..., None] = _vjp_module(problem, device_limits(device)).run_vjp
+    return run
+
+
 def run_vjp(problem: Problem, wanted: Wanted, dy: ArrayView, u: ArrayView, *arguments: Any, **options: Any) -> None:
     """Compute gradients; see `launch_vjp.run_vjp`."""
-    _vjp_module(problem, device_limits(u.device)).run_vjp(problem, wanted, dy, u, *arguments, **options)
+    vjp_runner(problem, u.device)(problem, wanted, dy, u, *arguments, **options)
 
 
 def warm_vjp(problem: Problem, wanted: Wanted, archs: Sequence[str] | None = None) -> list[str]:

@@ -15,8 +15,8 @@ from fftconv_cupy.compile import LoadedKernel, load_kernel, precompile
 from fftconv_cupy.dependencies import import_nvrtc
 from fftconv_cupy.devices import device_limits
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.launch import describe, device_table, lags_of, launch_filter, row_strides
-from fftconv_cupy.params import BwdParams, ChunkPlan, FilterBwdParams, ReduceParams
+from fftconv_cupy.launch import describe, device_table, launch_filter, row_strides
+from fftconv_cupy.params import BwdParams, FilterBwdParams, ReduceParams, Slot, packer
 from fftconv_cupy.plan import GRID_YZ, block_config
 from fftconv_cupy.problem import ITEM_BYTES, Gradients, Problem, Wanted
 from fftconv_cupy.vjp_plan import Chunks, VjpPlan, make_vjp_plan
@@ -26,7 +26,11 @@ _STORAGE_TYPES = {dtype: index for index, dtype in enumerate(CUDA_TYPES)}  # of 
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """A plan with its kernels loaded on a device; those that it does not launch are None."""
+    """A plan with its kernels loaded on a device; those that it does not launch are None.
+
+    Attributes:
+        groups: first channel and number of channels of each group, and its chunks.
+    """
 
     plan: VjpPlan
     backward: LoadedKernel
@@ -35,9 +39,12 @@ class Launcher:
     reduce: LoadedKernel | None
     twiddles: int
     backward_twiddles: int
+    groups: tuple[tuple[int, int, Chunks], ...]
 
 
 _Key = tuple[Problem, Wanted, int, bool, bool]
+_backward, _filter_backward = Slot(BwdParams), Slot(FilterBwdParams)
+_pack_backward, _pack_filter_backward = packer(BwdParams).pack_into, packer(FilterBwdParams).pack_into
 _launchers: dict[_Key, Launcher] = {}
 _lock = threading.Lock()
 _REMEMBERED = 4096  # configurations; beyond, the look-up starts anew
@@ -138,11 +145,11 @@ def run_vjp(
         stream,
     )
     made = launcher.plan
-    for first in range(0, problem.channels, made.channel_group):
-        channels = min(made.channel_group, problem.channels - first)
+    for first, channels, chunks in launcher.groups:
         if launcher.filter is not None and isinstance(filt, ArrayView) and not (first and problem.shared_filter):
             launch_filter(launcher.filter, made, filt, launcher.twiddles, call.spectrum, first, channels, stream)
-        _run_group(launcher, call, first, channels)
+        _launch_backward(launcher, call, first, channels, chunks)
+        finish_sums(launcher, call, first, channels, chunks)
     if problem.shared_filter and wanted.k:
         launch_filter_backward(launcher, call, made.workspace.total, 1, 1, call.dk, 0, 1)
 
@@ -194,6 +201,7 @@ def _new_launcher(key: _Key) -> Launcher:
         reduce=loaded.get(made.reduce),
         twiddles=device_table(made.config, False, device),
         backward_twiddles=device_table(made.backward_config, False, device),
+        groups=groups_of(made),
     )
     with _lock:
         if len(_launchers) >= _REMEMBERED:
@@ -201,13 +209,13 @@ def _new_launcher(key: _Key) -> Launcher:
         return _launchers.setdefault(key, launcher)
 
 
-def _run_group(launcher: Launcher, call: VjpCall, first: int, channels: int) -> None:
-    """Launch what computes the gradients of `channels` channels from `first` on."""
-    made = launcher.plan
-    # As the plan has dealt them out; the last group may have fewer channels.
-    chunks = replace(made.chunks, groups=-(-channels // made.group_channels))
-    _launch_backward(launcher, call, first, channels, chunks)
-    finish_sums(launcher, call, first, channels, chunks)
+def groups_of(made: VjpPlan) -> tuple[tuple[int, int, Chunks], ...]:
+    """Return first channel, number of channels and chunks of each group; the last may have fewer channels."""
+    groups = []
+    for first in range(0, made.problem.channels, made.channel_group):
+        channels = min(made.channel_group, made.problem.channels - first)
+        groups.append((first, channels, replace(made.chunks, groups=-(-channels // made.group_channels))))
+    return tuple(groups)
 
 
 def finish_sums(launcher: Launcher, call: VjpCall, first: int, channels: int, chunks: Chunks) -> None:
@@ -243,17 +251,19 @@ def _launch_backward(launcher: Launcher, call: VjpCall, first: int, channels: in
     ]
     is_shared = problem.shared_filter
     spectrum_offset = first * points * 8 if made.is_prepared and not is_shared else 0
-    params = BwdParams(
+    _pack_backward(
+        _backward.params,
+        0,
         *pointers,
         call.spectrum + spectrum_offset,
         launcher.backward_twiddles,
         call.skip and call.skip + first * (4 if call.skip_is_float else item),
         call.workspace + made.workspace.sums,
         call.workspace + made.workspace.stash,
-        tuple(call.strides),
+        *call.strides,
         0 if is_shared else points // 2,
         chunks.count,
-        ChunkPlan(chunks.group_steps, chunks.chunk_steps, chunks.group_chunks),
+        *(chunks.group_steps, chunks.chunk_steps, chunks.group_chunks),
         problem.batch,
         channels,
         problem.seqlen,
@@ -267,7 +277,7 @@ def _launch_backward(launcher: Launcher, call: VjpCall, first: int, channels: in
     )
     config = made.backward_config
     blocks = min(chunks.blocks, chunks.count) * config.cluster_blocks
-    launcher.backward.launch((blocks, 1, 1), config.threads, params, call.stream)
+    launcher.backward.launch((blocks, 1, 1), config.threads, _backward.params, call.stream, _backward.address)
 
 
 def _launch_reduce(
@@ -303,7 +313,10 @@ def launch_filter_backward(
     """Turn the sums at offset `sums` of the workspace into gradients of filters and skips, for `channels` rows."""
     made = launcher.plan
     problem, config = made.problem, made.config
-    params = FilterBwdParams(
+    lags = made.lags
+    _pack_filter_backward(
+        _filter_backward.params,
+        0,
         call.workspace + sums,
         dk,
         d_skip,
@@ -313,7 +326,7 @@ def launch_filter_backward(
         channels,
         problem.filter_len,
         _STORAGE_TYPES["float32" if call.skip_is_float else problem.dtype],
-        lags_of(made.lags),
+        *(lags.shift, lags.negative_shift, lags.period, lags.positive, lags.negative),
     )
-    grid = (-(-channels // config.rows), 1, 1)
-    launcher.filter_backward.launch(grid, config.threads, params, call.stream)  # type: ignore[union-attr]
+    grid, slot = (-(-channels // config.rows), 1, 1), _filter_backward
+    launcher.filter_backward.launch(grid, config.threads, slot.params, call.stream, slot.address)  # type: ignore[union-attr]

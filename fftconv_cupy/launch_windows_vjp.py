@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fftconv_cupy import arrays, launch_windows
 from fftconv_cupy.archs import arch_limits
@@ -16,7 +16,7 @@ from fftconv_cupy.dependencies import import_nvrtc
 from fftconv_cupy.devices import device_limits
 from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.launch import describe, device_table, launch_filter, row_strides, rows_of
-from fftconv_cupy.launch_vjp import Launcher, VjpCall, finish_sums, launch_filter_backward
+from fftconv_cupy.launch_vjp import Launcher, VjpCall, finish_sums, groups_of, launch_filter_backward
 from fftconv_cupy.params import ChunkPlan, Windows, WindowsBwdParams
 from fftconv_cupy.problem import ITEM_BYTES, Gradients, Problem, States, Wanted
 from fftconv_cupy.vjp_plan import Chunks
@@ -85,13 +85,10 @@ def run_vjp(
         forward = launch_windows.bind(
             problem, u, in_gate, dy, skip, grads.out_gate, stream, rows, states.initial, is_prepared=True
         )
-    for first in range(0, problem.channels, made.channel_group):
-        channels = min(made.channel_group, problem.channels - first)
+    for first, channels, chunks in launcher.groups:
         if launcher.filter is not None and isinstance(filt, ArrayView) and not (first and problem.shared_filter):
             launch_filter(launcher.filter, made, filt, launcher.twiddles, call.spectrum, first, channels, stream)
         own = first * made.config.points * COMPLEX_BYTES if is_prepared and not problem.shared_filter else 0
-        # As the plan has dealt them out; the last group may have fewer channels.
-        chunks = replace(made.chunks, groups=-(-channels // made.group_channels))
         _launch_backward(launcher, call, call.spectrum + own, first, channels, chunks)
         finish_sums(launcher, call, first, channels, chunks)
         if forward is not None:
@@ -196,6 +193,7 @@ def _new_launcher(key: _Key) -> _Launcher:
         reduce=loaded.get(made.reduce),
         twiddles=twiddles,
         backward_twiddles=twiddles,
+        groups=groups_of(made),
         cut=cut,
     )
     with _lock:

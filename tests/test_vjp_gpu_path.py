@@ -47,6 +47,9 @@ class VjpLauncher(NumpyLauncher):
             ),
         )
 
+    def vjp_runner(self, problem, device):
+        return self.run_vjp
+
 
 @pytest.fixture
 def launcher(host_gpu, monkeypatch):
