@@ -39,18 +39,38 @@ FFTCONV_DEVICE const io_t* row_of(const void* g_array, Strides strides, int batc
 // path: the compiler may then move the loads before earlier stores of outputs.
 enum class Memory { kGlobal, kShared };
 
+template <int kBytes>
+struct Bits;
+template <>
+struct Bits<2> {
+  using type = unsigned short;
+};
+template <>
+struct Bits<4> {
+  using type = unsigned;
+};
+template <>
+struct Bits<8> {
+  using type = uint2;
+};
+
 // The value at `pointer`, or zero bits. What is done with the value is left outside the condition, so that a thread's
-// loads are issued together.
+// loads are issued together; so is taking it for more than its bits: of a pair of halves the compiler would join each
+// with its zero, one by one, and wait for every load to do so.
 template <Memory kMemory, class value_t>
 FFTCONV_DEVICE value_t read_if(bool condition, const value_t* pointer) {
-  value_t value{};
+  using bits_t = typename Bits<sizeof(value_t)>::type;
+  bits_t bits{};
   if (condition) {
+    const auto* bits_there = reinterpret_cast<const bits_t*>(pointer);
     if constexpr (kMemory == Memory::kGlobal) {
-      value = __ldg(pointer);
+      bits = __ldg(bits_there);
     } else {
-      value = *pointer;
+      bits = *bits_there;
     }
   }
+  value_t value;
+  memcpy(&value, &bits, sizeof(value));
   return value;
 }
 
