@@ -41,8 +41,10 @@ from fftconv_cupy.source import KernelSpec
 # rows in float16, benchmarks/results/targets-h100.json); only their ratios matter.
 _BLOCK_COSTS = {128: 3310, 256: 3050, 512: 2900, 1024: 3090, 2048: 3540, 4096: 3670, 8192: 4150, 16384: 5120}
 _LONG_COST = 10900  # of a transform that outgrows a block, which goes through L2 two times more
-# The same of the gradients of windows (plain, K = 128 or, from 4096 points on, 4096).
-_GRADIENT_COSTS = {128: 23600, 256: 23600, 512: 22300, 1024: 8020, 2048: 23000, 4096: 22600, 8192: 18300, 16384: 23400}
+# The same of windows, which read and write twice as much a point, and of their gradients (H200, plain, L = 65536 and K
+# = 128, 1024 or 4096; those of 128 points are as much above those of 256 as of whole rows).
+_WINDOW_COSTS = {128: 3350, 256: 3090, 512: 3320, 1024: 4070, 2048: 4290, 4096: 4360, 8192: 4610, 16384: 5460}
+_GRADIENT_COSTS = {128: 7640, 256: 7040, 512: 7290, 1024: 8370, 2048: 8830, 4096: 9520, 8192: 10980, 16384: 17750}
 _LOSS_FOR_GRADIENTS = 1.25  # that outputs may take longer so that gradients take less
 LEAST_GAIN = 1.25  # by which windows must be cheaper than a whole row in one block, for the estimate is rough
 _ALIGNMENT = 64  # of windows, in elements, so that warps access whole lines; less where windows are small
@@ -76,7 +78,7 @@ class Cut:
     def cost(self, length: int, *, of_gradients: bool = False) -> int:
         """Return what the windows of a row cost, in picoseconds."""
         points = self.config.points
-        costs = _GRADIENT_COSTS if of_gradients else _BLOCK_COSTS
+        costs = _GRADIENT_COSTS if of_gradients else _WINDOW_COSTS
         return self.count(length) * points * costs[points]
 
 
