@@ -97,7 +97,7 @@ def fftconv(
         InvalidTypeError: an argument is not an array, has a dtype that is not allowed, or comes from another framework
             or device than `u`; a JAX tracer.
         InvalidArgumentError: a shape, mode, `fft_size`, `out`, state or prepared filter that does not go with the rest;
-            `out`, `stream` or a state with tensors that torch differentiates.
+            `out` or `stream` with tensors that torch differentiates.
             Its subclass UnsupportedProblemError: the transform does not fit the GPU.
         MissingDependencyError: the arrays are on a GPU and CuPy or NVRTC is not installed.
         UnsupportedDeviceError: the GPU is older than compute capability 7.5.
@@ -126,8 +126,8 @@ def fftconv(
             raise
     if arguments is None:
         optional = {"in_gate": in_gate, "out_gate": out_gate, "skip": skip, "precision": precision}
-        state = initial_state if initial_state is not None else (return_final_state or None)
-        return by_operator(u, k, mode=mode, fft_size=fft_size, **optional, out=out, stream=stream, initial_state=state)
+        states = {"initial_state": initial_state, "return_final_state": return_final_state}
+        return by_operator(u, k, mode=mode, fft_size=fft_size, **optional, **states, out=out, stream=stream)
     call = resolved(arguments, mode, fft_size, precision)
     device = arguments.u.device
     if arguments.out is not None:

@@ -24,23 +24,21 @@ def is_differentiated(array: Any) -> bool:
     return is_forward and forward_ad.unpack_dual(array).tangent is not None
 
 
-def by_operator(*arrays: Any, out: Any, stream: Any, initial_state: Any, **options: Any) -> Any:
+def by_operator(*arrays: Any, out: Any, stream: Any, **options: Any) -> Any:
     """Call `fftconv_cupy.torch.fftconv`.
 
     Args:
         *arrays: u and k.
         out: must be None.
         stream: must be None.
-        initial_state: must be None, which also stands for the wish for a final one.
         **options: the other arguments.
 
     Raises:
-        InvalidArgumentError: `out`, `stream` or a state is given, which torch's operators do not take.
+        InvalidArgumentError: `out` or `stream` is given, which torch's operators do not take.
     """
     for name, value, do in (
         ("out", out, "Leave out away and use the returned tensor"),
         ("stream", stream, "Call it in a block of torch.cuda.stream"),
-        ("initial_state", initial_state, "Compute its gradients by fftconv_vjp"),
     ):
         if value is not None:
             raise InvalidArgumentError(

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from fftconv_cupy import torch_states, torch_states_derivatives  # noqa: F401 - the latter registers them
 from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, message
 from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.problem import check_int, check_mode, check_precision
@@ -45,7 +46,9 @@ def fftconv(
     out_gate: torch.Tensor | None = None,
     skip: torch.Tensor | None = None,
     precision: str | None = None,
-) -> torch.Tensor:
+    initial_state: torch.Tensor | None = None,
+    return_final_state: bool = False,
+) -> Any:
     """Convolve the rows of `u` with the filter `k`: ``out_gate * (conv(in_gate * u, k) + skip * (in_gate * u))``.
 
     As `fftconv_cupy.fftconv`, and differentiable in every tensor: once or more, backward and forward, of what needs a
@@ -66,9 +69,13 @@ def fftconv(
         out_gate: shape of the output, dtype of `u`.
         skip: (H,), float32 or of the dtype of `u`.
         precision: as for `fftconv_cupy.fftconv`.
+        initial_state: (B, H, K - 1) float32 (float64 where `u` is), with as many axes as `u`: what came before the
+            rows, as for `fftconv_cupy.fftconv`. Only in mode "causal".
+        return_final_state: also return the state after the rows.
 
     Returns:
         The output, a new contiguous tensor of the dtype of `u`, with its shape, or L + K - 1 points in mode "full".
+        With `return_final_state`, a pair of it and the final state.
 
     Raises:
         InvalidTypeError, InvalidArgumentError, UnsupportedProblemError, MissingDependencyError,
@@ -84,20 +91,35 @@ def fftconv(
     prepared = layout = None
     if isinstance(k, FilterSpectrum):
         prepared, layout, k = k, layout_of(k), carrier_of(k)
-    if is_plain(u, k, in_gate, out_gate, skip):
-        known = convolve((u, k, in_gate, out_gate, skip, mode, fft_size, precision, layout), prepared)
+    options = (mode, fft_size, precision, layout)
+    if initial_state is not None or return_final_state:
+        return _with_states((u, k, in_gate, out_gate, skip, initial_state), options, bool(return_final_state))
+    tensors = (u, k, in_gate, out_gate, skip)
+    if is_plain(*tensors):
+        known = convolve((*tensors, *options), prepared)
         if known is not None:
             return known
-    for name, tensor in zip(ARGUMENTS, (u, k, in_gate, out_gate, skip), strict=True):
+    y: torch.Tensor = forward_op(*_operands(ARGUMENTS, tensors, options))
+    return y
+
+
+def _with_states(tensors: tuple[Any, ...], options: tuple[Any, ...], return_final_state: bool) -> Any:
+    """Return the output of a call with states, and with it the final one where it is wanted."""
+    y, final_state = torch_states.forward_op(*_operands(torch_states.ARGUMENTS, tensors, options), return_final_state)
+    return (y, final_state) if return_final_state else y
+
+
+def _operands(names: tuple[str, ...], tensors: tuple[Any, ...], options: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments of an operator for those of a call, or refuse what no operator takes."""
+    mode, fft_size, precision, layout = options
+    for name, tensor in zip(names, tensors, strict=True):
         if not isinstance(tensor, torch.Tensor) and (tensor is not None or name in ("u", "k")):
             _refuse_object(name, tensor, "a torch tensor" + (", or a prepared filter" if name == "k" else ""))
     if not isinstance(mode, str):
         check_mode(mode)
     if not (fft_size is None or isinstance(fft_size, (int, torch.SymInt))):
         fft_size = check_int(fft_size, "fft_size", minimum=2)
-    precision = check_precision(precision)
-    y: torch.Tensor = forward_op(u, k, in_gate, out_gate, skip, mode, fft_size, precision, layout)
-    return y
+    return (*tensors, mode, fft_size, check_precision(precision), layout)
 
 
 class FlashFFTConv(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here

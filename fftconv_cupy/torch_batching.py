@@ -1,8 +1,8 @@
 """`vmap` of the operators: the mapped axis becomes part of the batch, or of the channels where filters differ along it.
 
-`convolve` and `gradients_of` take the call that computes, the length of the mapped axis, where each argument has that
-axis (None where it has not), and the operator's arguments. They return the result with the mapped axis in front, and
-the zero, or zeros, that say so.
+All functions here take the call that computes, the length of the mapped axis, where each argument has that
+axis (None where it has not), and the operator's arguments. They return the results with the mapped axis in front, and
+the zeros that say so.
 """
 
 from __future__ import annotations
@@ -12,42 +12,83 @@ from typing import Any
 
 import torch
 
-from fftconv_cupy.torch_operator import ARGUMENTS, is_bound, names_of
+from fftconv_cupy.problem import StateGradients
+from fftconv_cupy.torch_operator import ARGUMENTS, is_bound
+from fftconv_cupy.torch_states import state_dtype
 
 _Dims = Sequence["int | None"]
 _Tensors = Sequence["torch.Tensor | None"]
+_LAYOUT = 3  # of the options: mode, fft_size, precision, layout
 
 
 def convolve(call: Callable[..., torch.Tensor], size: int, in_dims: _Dims, *args: Any) -> tuple[torch.Tensor, int]:
     """Map the operator ``fftconv``."""
-    count = len(ARGUMENTS)
+    results = _outputs_of(lambda *inputs: (call(*inputs),), ARGUMENTS, size, in_dims, args)
+    return results[0], 0
+
+
+def convolve_with_states(
+    call: Callable[..., _Tensors], size: int, in_dims: _Dims, *args: Any
+) -> tuple[tuple[torch.Tensor, ...], _Dims]:
+    """Map the operator ``fftconv_states``; a final state that is not asked for has no mapped axis."""
+    if args[-1]:
+        return _outputs_of(call, StateGradients._fields, size, in_dims, args), (0, 0)
+    results = _outputs_of(lambda *inputs: call(*inputs)[:1], StateGradients._fields, size, in_dims, args)
+    return (*results, args[0].new_empty(0, dtype=state_dtype(args[0].dtype))), (0, None)
+
+
+def _outputs_of(
+    call: Callable[..., Any], names: Sequence[str], size: int, in_dims: _Dims, args: Sequence[Any]
+) -> tuple[torch.Tensor, ...]:
+    """Return the mapped results of a call, all of them rows."""
+    count = len(names)
     dims, tensors, options = in_dims[:count], args[:count], args[count:]
-    mapped = _Mapped(ARGUMENTS, size, dims, tensors)
+    layout = options[_LAYOUT]
+    mapped = _Mapped(names, size, dims, tensors)
     if not mapped.differs("k", "skip"):
-        y = mapped.from_batch(call(*mapped.in_batch(), *options))
-    elif is_bound(options[-1]):
-        y = torch.stack([call(*item, *options) for item in mapped.items()])
-    else:
-        y = mapped.from_channels("y", call(*mapped.in_channels(options[-1]), *options))
-    return y, 0
+        return tuple(map(mapped.from_batch, call(*mapped.in_batch(), *options)))
+    if is_bound(layout):
+        items = [call(*item, *options) for item in mapped.items()]
+        return tuple(map(torch.stack, zip(*items, strict=True)))
+    return tuple(mapped.from_channels("y", result) for result in call(*mapped.in_channels(layout), *options))
 
 
 def gradients_of(
     call: Callable[..., _Tensors], size: int, in_dims: _Dims, *args: Any
 ) -> tuple[tuple[torch.Tensor | None, ...], _Dims]:
     """Map the operator ``fftconv_vjp``; a gradient that is not asked for is None, and has no axis."""
-    count = 1 + len(ARGUMENTS)
+    return _gradients_of(call, ("dy",), ARGUMENTS, size, in_dims, args)
+
+
+def gradients_with_states(
+    call: Callable[..., _Tensors], size: int, in_dims: _Dims, *args: Any
+) -> tuple[tuple[torch.Tensor | None, ...], _Dims]:
+    """Map the operator ``fftconv_states_vjp``, likewise."""
+    return _gradients_of(call, ("dy", "d_final_state"), StateGradients._fields, size, in_dims, args)
+
+
+def _gradients_of(
+    call: Callable[..., _Tensors],
+    given: Sequence[str],
+    names: Sequence[str],
+    size: int,
+    in_dims: _Dims,
+    args: Sequence[Any],
+) -> tuple[tuple[torch.Tensor | None, ...], _Dims]:
+    """Return the mapped gradients of the arguments `names`; what is `given` are those of the results."""
+    count = len(given) + len(names)
     dims, tensors, options = in_dims[:count], args[:count], args[count:]
-    *_, layout, wrt = options
-    mapped = _Mapped(("dy", *ARGUMENTS), size, dims, tensors)
+    layout, wrt = options[_LAYOUT], options[-1]
+    mapped = _Mapped((*given, *names), size, dims, tensors)
+    sums = any(is_wanted for name, is_wanted in zip(names, wrt, strict=True) if name in ("k", "skip"))
     found: list[torch.Tensor | None]
-    if not (mapped.differs("k", "skip") or {"k", "skip"} & set(names_of(wrt))):
+    if not (mapped.differs("k", "skip") or sums):
         found = [None if g is None else mapped.from_batch(g) for g in call(*mapped.in_batch(), *options)]
     elif is_bound(layout):
         items = [call(*item, *options) for item in mapped.items()]
         found = [None if column[0] is None else torch.stack(column) for column in zip(*items, strict=True)]
     else:
-        together = zip(ARGUMENTS, call(*mapped.in_channels(layout), *options), strict=True)
+        together = zip(names, call(*mapped.in_channels(layout), *options), strict=True)
         found = [None if g is None else mapped.from_channels(name, g) for name, g in together]
     return tuple(found), tuple(None if g is None else 0 for g in found)
 

@@ -23,7 +23,7 @@ from fftconv_cupy import torch_batching
 from fftconv_cupy.errors import InvalidTypeError
 from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.torch_eager import is_plain
-from fftconv_cupy.torch_operator import ARGUMENTS, compute, compute_vjp, forward_op, library, vjp_op
+from fftconv_cupy.torch_operator import ARGUMENTS, compute, compute_vjp, forward_op, layout_of, library, vjp_op
 
 _LINEAR_IN = ((0,), (1, 4), (2,), (3,))  # u; k and skip; in_gate; out_gate
 _K = 1
@@ -198,18 +198,18 @@ def convolve(args: Sequence[Any], prepared: FilterSpectrum | None) -> torch.Tens
     """Compute the operator ``fftconv`` without the dispatcher, for plain tensors (see `torch_eager`).
 
     Args:
-        args: the operator's arguments.
+        args: the operator's arguments but the layout.
         prepared: the prepared filter that the second one stands for, or None.
 
     Returns:
         The output; None where a tensor has no memory to read, with which the dispatcher may know what to do.
     """
-    call = functools.partial(compute, prepared=prepared)
+    call: Callable[..., torch.Tensor] = functools.partial(compute, prepared=prepared)
     try:
         if torch._C.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            y: torch.Tensor = _Convolution.apply(call, *args)
+            y: torch.Tensor = _Convolution.apply(call, *args, None if prepared is None else layout_of(prepared))
             return y
-        return call(*args)
+        return call(*args, None)
     except InvalidTypeError:
         return None
 

@@ -24,14 +24,12 @@ from fftconv_cupy.problem import Gradients, check_mode
 ARGUMENTS = ("u", "k", "in_gate", "out_gate", "skip")
 """The tensors of the convolution, in the operators' order."""
 
-_TENSORS = "Tensor u, Tensor k, Tensor? in_gate, Tensor? out_gate, Tensor? skip"
-_OPTIONS = "str mode, SymInt? fft_size, str? precision, str? layout"
+TENSORS = "Tensor u, Tensor k, Tensor? in_gate, Tensor? out_gate, Tensor? skip"
+OPTIONS = "str mode, SymInt? fft_size, str? precision, str? layout"
 
 library = torch.library.Library("fftconv_cupy", "DEF")
-library.define(f"fftconv({_TENSORS}, {_OPTIONS}) -> Tensor")
-library.define(
-    f"fftconv_vjp(Tensor dy, {_TENSORS}, {_OPTIONS}, bool[] wrt) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
+library.define(f"fftconv({TENSORS}, {OPTIONS}) -> Tensor")
+library.define(f"fftconv_vjp(Tensor dy, {TENSORS}, {OPTIONS}, bool[] wrt) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
 forward_op = torch.ops.fftconv_cupy.fftconv.default
 vjp_op = torch.ops.fftconv_cupy.fftconv_vjp.default
 
@@ -77,7 +75,13 @@ def is_bound(layout: str | None) -> bool:
     return layout is not None and not _parsed(layout)["shared"]
 
 
-def _filter(k: torch.Tensor, layout: str | None) -> Any:
+def filter_len_of(k: torch.Tensor, layout: str | None) -> int:
+    """Return K of a call."""
+    length: int = k.shape[-1] if layout is None else _parsed(layout)["filter_len"]
+    return length
+
+
+def filter_of(k: torch.Tensor, layout: str | None) -> Any:
     """Return what `fftconv` takes for ``k``: the taps, or the prepared filter whose spectrum the tensor is."""
     if layout is None:
         return k
@@ -100,7 +104,7 @@ def compute(
     """Compute ``fftconv``; `prepared` is what `k` and `layout` stand for, where the caller has it."""
     y: torch.Tensor = fftconv(
         u,
-        _filter(k, layout) if prepared is None else prepared,
+        filter_of(k, layout) if prepared is None else prepared,
         mode=mode,
         fft_size=fft_size,
         in_gate=in_gate,
@@ -128,7 +132,7 @@ def compute_vjp(
     return fftconv_vjp(
         dy,
         u,
-        _filter(k, layout),
+        filter_of(k, layout),
         mode=mode,
         fft_size=fft_size,
         in_gate=in_gate,
@@ -149,7 +153,7 @@ def _fake(u: torch.Tensor, k: torch.Tensor, *rest: Any) -> torch.Tensor:
     *_, mode, _fft_size, _precision, layout = rest
     points = u.shape[-1]
     if check_mode(mode) == "full":
-        points += (k.shape[-1] if layout is None else _parsed(layout)["filter_len"]) - 1
+        points += filter_len_of(k, layout) - 1
     return u.new_empty((*u.shape[:-1], points))
 
 
