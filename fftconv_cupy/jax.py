@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from fftconv_cupy import jax_numpy, jax_primitives
+from fftconv_cupy import jax_numpy, jax_primitives, jax_states
 from fftconv_cupy.checks import Arguments, resolve
 from fftconv_cupy.jax_depthwise import depthwise_conv1d
 from fftconv_cupy.jax_inputs import abstract_view, equally_varying
@@ -30,6 +30,8 @@ def fftconv(
     out_gate: Any = None,
     skip: Any = None,
     precision: str | None = None,
+    initial_state: Any = None,
+    return_final_state: bool = False,
 ) -> Any:
     """Convolve the rows of `u` with the filter `k`, as `fftconv_cupy.fftconv` does, under any transformation of JAX.
 
@@ -57,9 +59,13 @@ def fftconv(
         out_gate: shape of the output, dtype of `u`.
         skip: (H,), float32 or of the dtype of `u`; (1,) for u of shape (L,).
         precision: as there; jax.numpy computes the same with any.
+        initial_state: (B, H, K - 1) float32 (float64 where `u` is), with as many axes as `u`: what came before the
+            rows, as for `fftconv_cupy.fftconv`. Only in mode "causal".
+        return_final_state: also return the state after the rows.
 
     Returns:
-        The output, of the shape and dtype of `u`, but L + K - 1 points in mode "full".
+        The output, of the shape and dtype of `u`, but L + K - 1 points in mode "full". With `return_final_state`, a
+        pair of it and the final state.
 
     Raises:
         InvalidTypeError: an argument is not a JAX array, or has a dtype that is not allowed.
@@ -72,10 +78,15 @@ def fftconv(
         >>> jax.grad(lambda k: fftconv(jnp.ones((1, 4)), k).sum())(jnp.ones(3))
         Array([4., 3., 2.], dtype=float32)
     """
-    given = {"u": u, "k": k, "in_gate": in_gate, "out_gate": out_gate, "skip": skip}
+    given = {"u": u, "k": k, "in_gate": in_gate, "out_gate": out_gate, "skip": skip, "initial_state": initial_state}
     views = {name: abstract_view(x, name) for name, x in given.items() if x is not None or name in ("u", "k")}
-    problem = resolve(Arguments(**views), mode, fft_size, precision).problem
-    return _fftconv(problem, u, k, in_gate, out_gate, skip)
+    arguments = Arguments(**views)
+    arguments.returns_state = bool(return_final_state)
+    problem = resolve(arguments, mode, fft_size, precision).problem
+    if initial_state is None and not return_final_state:
+        return _fftconv(problem, u, k, in_gate, out_gate, skip)
+    y, *states = jax_states.convolve(problem, bool(return_final_state), *given.values())
+    return (y, *states) if return_final_state else y
 
 
 @functools.partial(jax.jit, static_argnums=0)

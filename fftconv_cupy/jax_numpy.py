@@ -25,9 +25,9 @@ def convolve(problem: Problem, u: Any, k: Any, in_gate: Any, out_gate: Any, skip
         out_gate: (B, H, outputs) or None.
         skip: (H,) or None.
     """
-    dtype = _dtype(problem)
-    y = _ungated(problem, _product(u, in_gate, dtype), _filter_spectrum(problem, k), skip)
-    return _product(y, out_gate, dtype).astype(u.dtype)
+    dtype = dtype_of(problem)
+    y = _ungated(problem, product(u, in_gate, dtype), _filter_spectrum(problem, k), skip)
+    return product(y, out_gate, dtype).astype(u.dtype)
 
 
 def gradients(
@@ -45,8 +45,8 @@ def gradients(
         out_gate: may be None.
         skip: may be None.
     """
-    dtype, points, seqlen = _dtype(problem), transform_points(problem), problem.seqlen
-    x, dz = _product(u, in_gate, dtype), _product(dy, out_gate, dtype)
+    dtype, points, seqlen = dtype_of(problem), transform_points(problem), problem.seqlen
+    x, dz = product(u, in_gate, dtype), product(dy, out_gate, dtype)
     du = dk = d_in_gate = d_out_gate = d_skip = None
     h = _filter_spectrum(problem, k) if wanted.u or wanted.in_gate or wanted.out_gate else None
     first = _first_output(problem)
@@ -57,7 +57,7 @@ def gradients(
         dx = jnp.fft.irfft(dz_spectrum * jnp.conj(h), points)[..., :seqlen]
         if skip is not None:
             dx += skip[:, None].astype(dtype) * dz[..., :seqlen]
-        du = _product(dx, in_gate, dtype).astype(u.dtype) if wanted.u else None
+        du = product(dx, in_gate, dtype).astype(u.dtype) if wanted.u else None
         d_in_gate = (dx * u.astype(dtype)).astype(in_gate.dtype) if wanted.in_gate else None
     if wanted.k:
         summed = jnp.sum(dz_spectrum * jnp.conj(jnp.fft.rfft(x, points)), axis=(0, 1) if problem.shared_filter else 0)
@@ -71,12 +71,12 @@ def gradients(
     return Gradients(du, dk, d_in_gate, d_out_gate, d_skip)
 
 
-def _dtype(problem: Problem) -> Any:
+def dtype_of(problem: Problem) -> Any:
     """Return the dtype of the arithmetic."""
     return jnp.float64 if "float64" in (problem.dtype, problem.filter_dtype) else jnp.float32
 
 
-def _product(x: Any, gate: Any, dtype: Any) -> Any:
+def product(x: Any, gate: Any, dtype: Any) -> Any:
     """Return `x`, times the gate where there is one, in `dtype`."""
     return x.astype(dtype) if gate is None else x.astype(dtype) * gate.astype(dtype)
 
@@ -96,7 +96,7 @@ def _first_output(problem: Problem) -> int:
 def _filter_spectrum(problem: Problem, k: Any) -> Any:
     """Return the spectrum of the taps, each in its place; those of equal places add up."""
     points = transform_points(problem)
-    taps = k.astype(_dtype(problem))
+    taps = k.astype(dtype_of(problem))
     if problem.mode != "circular" and problem.taps <= points:
         return jnp.fft.rfft(taps[..., : problem.taps], points)  # every tap is in its place already
     placed = jnp.zeros((*k.shape[:-1], points), taps.dtype)

@@ -22,7 +22,7 @@ from jax.interpreters import batching, mlir, partial_eval, xla
 from fftconv_cupy import arrays, execute, jax_numpy
 from fftconv_cupy.arrays import ArrayView, contiguous_strides
 from fftconv_cupy.errors import UnsupportedDeviceError, message
-from fftconv_cupy.problem import Gradients, Problem, Wanted
+from fftconv_cupy.problem import Gradients, Problem, StateGradients, Wanted
 
 
 def make_primitive(name: str) -> Any:
@@ -39,22 +39,23 @@ _backward_p = make_primitive("fftconv_vjp")
 
 def convolve(problem: Problem, u: Any, k: Any, in_gate: Any, out_gate: Any, skip: Any) -> Any:
     """Return the convolution; the arguments are those of `jax_numpy.convolve`."""
-    return _forward_p.bind(*_present(u, k, in_gate, out_gate, skip), problem=problem)[0]
+    return _forward_p.bind(*present(u, k, in_gate, out_gate, skip), problem=problem)[0]
 
 
 def gradients(
     problem: Problem, wanted: Wanted, dy: Any, u: Any, k: Any, in_gate: Any, out_gate: Any, skip: Any
 ) -> Gradients:
     """Return the gradients that are wanted; the arguments are those of `jax_numpy.gradients`."""
-    found = _backward_p.bind(*_present(dy, u, k, in_gate, out_gate, skip), problem=problem, wanted=wanted)
+    found = _backward_p.bind(*present(dy, u, k, in_gate, out_gate, skip), problem=problem, wanted=wanted)
     return _wanted(wanted, found)
 
 
-def _present(*inputs: Any) -> list[Any]:
+def present(*inputs: Any) -> list[Any]:
+    """Return the inputs that are given."""
     return [x for x in inputs if x is not None]
 
 
-def _named(problem: Problem, operands: Iterable[Any]) -> list[Any]:
+def named_operands(problem: Problem, operands: Iterable[Any]) -> list[Any]:
     """Return u, k, in_gate, out_gate and skip (or buffers or mapped axes of them), None for those left out."""
     given = iter(operands)
     flags = (True, True, problem.in_gate, problem.out_gate, problem.skip)
@@ -72,40 +73,40 @@ def _forward_types(u: Any, *_: Any, problem: Problem) -> list[Any]:
 
 
 def _backward_types(_: Any, *operands: Any, problem: Problem, wanted: Wanted) -> list[Any]:
-    named = zip(_named(problem, operands), wanted, strict=True)
+    named = zip(named_operands(problem, operands), wanted, strict=True)
     return [operand.update(weak_type=False) for operand, is_wanted in named if is_wanted]
 
 
 def _forward_numpy(*operands: Any, problem: Problem) -> list[Any]:
-    return [jax_numpy.convolve(problem, *_named(problem, operands))]
+    return [jax_numpy.convolve(problem, *named_operands(problem, operands))]
 
 
 def _backward_numpy(dy: Any, *operands: Any, problem: Problem, wanted: Wanted) -> list[Any]:
-    return _present(*jax_numpy.gradients(problem, wanted, dy, *_named(problem, operands)))
+    return present(*jax_numpy.gradients(problem, wanted, dy, *named_operands(problem, operands)))
 
 
 def _forward_cuda(*operands: Any, problem: Problem) -> list[Any]:
-    if not _has_kernels(problem):
+    if not has_kernels(problem):
         return _forward_numpy(*operands, problem=problem)
     y = jax.ShapeDtypeStruct((*operands[0].shape[:-1], problem.out_len), operands[0].dtype)
-    return call_kernels(functools.partial(_run_forward, problem), [y], _load_kernels(problem, None), operands)
+    return call_kernels(functools.partial(_run_forward, problem), [y], load_kernels(problem, None), operands)
 
 
 def _backward_cuda(*operands: Any, problem: Problem, wanted: Wanted) -> list[Any]:
-    if not _has_kernels(problem):
+    if not has_kernels(problem):
         return _backward_numpy(*operands, problem=problem, wanted=wanted)
-    named = zip(_named(problem, operands[1:]), wanted, strict=True)
+    named = zip(named_operands(problem, operands[1:]), wanted, strict=True)
     results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x, is_wanted in named if is_wanted]
     run = functools.partial(_run_backward, problem, wanted)
-    return call_kernels(run, results, _load_kernels(problem, wanted), operands)
+    return call_kernels(run, results, load_kernels(problem, wanted), operands)
 
 
-def _has_kernels(problem: Problem) -> bool:
+def has_kernels(problem: Problem) -> bool:
     """Return whether there is something for the kernels to do, in a dtype that they know."""
     return problem.batch > 0 and "float64" not in (problem.dtype, problem.filter_dtype)
 
 
-def _load_kernels(problem: Problem, wanted: Wanted | None) -> int:
+def load_kernels(problem: Problem, wanted: Wanted | None) -> int:
     """Compile and load the kernels for every GPU of JAX; return the bytes of workspace that a call takes at most.
 
     Args:
@@ -152,7 +153,7 @@ def call_kernels(run: Callable[..., None], results: list[Any], workspace_bytes: 
 def _run_forward(problem: Problem, context: Any, results: Any, *operands: Any) -> None:
     """Launch the kernels on XLA's stream."""
     y, workspace = (buffer_view(buffer) for buffer in results)
-    views = (None if x is None else buffer_view(x) for x in _named(problem, operands))
+    views = (None if x is None else buffer_view(x) for x in named_operands(problem, operands))
     execute.gpu_launcher().run(problem, *views, y, context.stream, workspace=workspace)
 
 
@@ -160,7 +161,7 @@ def _run_backward(problem: Problem, wanted: Wanted, context: Any, results: Any, 
     """Launch the kernels of the gradients on XLA's stream."""
     *found, workspace = (buffer_view(buffer) for buffer in results)
     grads = _wanted(wanted, found)
-    views = (None if x is None else buffer_view(x) for x in _named(problem, operands))
+    views = (None if x is None else buffer_view(x) for x in named_operands(problem, operands))
     launch = execute.gpu_launcher()
     launch.run_vjp(problem, wanted, buffer_view(dy), *views, grads, context.stream, workspace=workspace)
 
@@ -174,11 +175,15 @@ def buffer_view(buffer: Any) -> ArrayView:
 
 
 def _batch_forward(operands: Any, axes: Any, *, problem: Problem) -> tuple[list[Any], list[int]]:
-    size, named, named_axes = mapped_size(operands, axes), _named(problem, operands), _named(problem, axes)
-    if _only_rows(named_axes):
-        y = convolve(*_into_batch(problem, size, named, named_axes))
+    size, named, named_axes = (
+        mapped_size(operands, axes),
+        named_operands(problem, operands),
+        named_operands(problem, axes),
+    )
+    if only_rows(named_axes):
+        y = convolve(*into_batch(problem, size, named, named_axes))
         return [y.reshape(size, problem.batch, *y.shape[1:])], [0]
-    y = convolve(*_into_channels(problem, size, named, named_axes))
+    y = convolve(*into_channels(problem, size, named, named_axes))
     return [y.reshape(problem.batch, size, problem.channels, y.shape[-1])], [1]
 
 
@@ -189,29 +194,31 @@ def _batch_backward(operands: Any, axes: Any, *, problem: Problem, wanted: Wante
     """
     size = mapped_size(operands, axes)
     (dy, *others), (dy_axis, *other_axes) = operands, axes
-    named, named_axes = _named(problem, others), _named(problem, other_axes)
+    named, named_axes = named_operands(problem, others), named_operands(problem, other_axes)
     rows = Wanted()
-    if _only_rows(named_axes):
+    if only_rows(named_axes):
         rows = wanted._replace(k=False, skip=False)
     sums = Wanted(*(one and not other for one, other in zip(wanted, rows, strict=True)))
     found: dict[str, tuple[Any, int]] = {}
     if any(rows):
-        folded, *inputs = _into_batch(problem, size, named, named_axes)
-        grads = gradients(folded, rows, _rows_into_batch(dy, dy_axis, size), *inputs)
+        folded, *inputs = into_batch(problem, size, named, named_axes)
+        grads = gradients(folded, rows, rows_into_batch(dy, dy_axis, size), *inputs)
         for name, x in grads._asdict().items():
             if x is not None:
                 found[name] = (x.reshape(size, problem.batch, *x.shape[1:]), 0)
     if any(sums):
         # Each element of the mapped axis has gradients of its own to k and skip, so it gets channels of its own.
-        folded, *inputs = _into_channels(problem, size, named, named_axes)
-        grads = gradients(folded, sums, _rows_into_channels(dy, dy_axis, size), *inputs)
-        found |= _out_of_channels(problem, size, named, grads)
+        folded, *inputs = into_channels(problem, size, named, named_axes)
+        grads = gradients(folded, sums, rows_into_channels(dy, dy_axis, size), *inputs)
+        found |= out_of_channels(problem, size, named, grads)
     results = [found[name] for name, is_wanted in wanted._asdict().items() if is_wanted]
     return [x for x, _ in results], [axis for _, axis in results]
 
 
-def _out_of_channels(problem: Problem, size: int, named: list[Any], grads: Gradients) -> dict[str, tuple[Any, int]]:
-    """Return gradients of `_into_channels` with the mapped axis by itself again, and where it is."""
+def out_of_channels(
+    problem: Problem, size: int, named: list[Any], grads: Gradients | StateGradients
+) -> dict[str, tuple[Any, int]]:
+    """Return gradients of `into_channels` with the mapped axis by itself again, and where it is."""
     found = {}
     for name, x in grads._asdict().items():
         if x is None:
@@ -230,27 +237,27 @@ def mapped_size(operands: Any, axes: Any) -> int:
     return next(int(x.shape[axis]) for x, axis in zip(operands, axes, strict=True) if axis is not None)
 
 
-def _only_rows(named_axes: list[int | None]) -> bool:
+def only_rows(named_axes: list[int | None]) -> bool:
     """Return whether neither k nor skip is mapped."""
     _, k_axis, _, _, skip_axis = named_axes
     return k_axis is None and skip_axis is None
 
 
-def _into_batch(problem: Problem, size: int, named: list[Any], axes: list[int | None]) -> tuple[Any, ...]:
+def into_batch(problem: Problem, size: int, named: list[Any], axes: list[int | None]) -> tuple[Any, ...]:
     """Return the problem and its inputs with the mapped axis as a part of the batch."""
     u, k, in_gate, out_gate, skip = named
     folded = dataclasses.replace(problem, batch=size * problem.batch)
-    u, in_gate, out_gate = (_rows_into_batch(x, axes[i], size) for i, x in ((0, u), (2, in_gate), (3, out_gate)))
+    u, in_gate, out_gate = (rows_into_batch(x, axes[i], size) for i, x in ((0, u), (2, in_gate), (3, out_gate)))
     return folded, u, k, in_gate, out_gate, skip
 
 
-def _into_channels(problem: Problem, size: int, named: list[Any], axes: list[int | None]) -> tuple[Any, ...]:
+def into_channels(problem: Problem, size: int, named: list[Any], axes: list[int | None]) -> tuple[Any, ...]:
     """Return the problem and its inputs with the mapped axis as a part of the channels.
 
     A filter for all channels becomes one for each, in float32 or better: its gradient is to be rounded after the sum.
     """
     u, k, in_gate, out_gate, skip = named
-    u, in_gate, out_gate = (_rows_into_channels(x, axes[i], size) for i, x in ((0, u), (2, in_gate), (3, out_gate)))
+    u, in_gate, out_gate = (rows_into_channels(x, axes[i], size) for i, x in ((0, u), (2, in_gate), (3, out_gate)))
     filters = with_axis(k, axes[1], size, 0)
     if problem.shared_filter:
         wide = jnp.promote_types(k.dtype, jnp.float32)
@@ -263,14 +270,16 @@ def _into_channels(problem: Problem, size: int, named: list[Any], axes: list[int
     return folded, u, filters.reshape(folded.channels, problem.filter_len), in_gate, out_gate, skip
 
 
-def _rows_into_batch(x: Any, axis: int | None, size: int) -> Any:
+def rows_into_batch(x: Any, axis: int | None, size: int) -> Any:
+    """Return rows, which may be None, with their mapped axis as a part of the batch."""
     if x is None:
         return None
     batch, channels, points = _unmapped_shape(x, axis)
     return with_axis(x, axis, size, 0).reshape(size * batch, channels, points)
 
 
-def _rows_into_channels(x: Any, axis: int | None, size: int) -> Any:
+def rows_into_channels(x: Any, axis: int | None, size: int) -> Any:
+    """Return rows, which may be None, with their mapped axis as a part of the channels."""
     if x is None:
         return None
     batch, channels, points = _unmapped_shape(x, axis)

@@ -109,10 +109,11 @@ def warm_vjp(problem: Problem, wanted: Wanted, archs: Sequence[str] | None = Non
         A line for each kernel.
     """
     has_rest = any(wanted._replace(out_gate=False))
+    has_any = has_rest or problem.initial_state  # whose gradient is none of those in `wanted`
     lines = launch_windows.warm(problem, archs, is_prepared=has_rest) if wanted.out_gate else []
-    for is_vector in (True, False) if has_rest else ():
+    for is_vector in (True, False) if has_any else ():
         if archs is None:
-            for wants_state in (False, True) if problem.initial_state else (False,):
+            for wants_state in (*((False,) if has_rest else ()), *((True,) if problem.initial_state else ())):
                 key = (problem, wanted, wants_state, arrays.current_device(), is_vector, False)
                 made = _new_launcher(key).plan
                 lines += [describe(spec, made.limits) for spec, _ in made.kernels]

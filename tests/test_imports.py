@@ -44,9 +44,9 @@ LAYERS = (
     ("launch_long_vjp", "launch_windows_vjp"),
     ("gpu",),
     ("execute",),
-    ("api", "jax_primitives", "depthwise_execute"),
-    ("gradients", "depthwise", "jax_depthwise_primitives"),
-    ("torch_operator", "torch_eager", "jax_depthwise"),
+    ("api", "jax_primitives", "jax_states_numpy", "depthwise_execute"),
+    ("gradients", "depthwise", "jax_depthwise_primitives", "jax_states_primitives"),
+    ("torch_operator", "torch_eager", "jax_depthwise", "jax_states"),
     ("torch_states", "torch_depthwise_batching", "torch_depthwise_operator", "jax"),
     ("torch_batching",),
     ("torch_derivatives",),
@@ -89,6 +89,9 @@ JAX_MODULES = (
     "jax_inputs",
     "jax_numpy",
     "jax_primitives",
+    "jax_states",
+    "jax_states_numpy",
+    "jax_states_primitives",
 )
 TORCH_MODULES = (
     "torch",
