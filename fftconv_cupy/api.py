@@ -15,6 +15,7 @@ from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.out_checks import check_out_memory
 from fftconv_cupy.plans import AnyPlan, plan_call
 from fftconv_cupy.problem import Problem, Wanted, check_int, make_problem, make_wanted
+from fftconv_cupy.state_checks import check_has_states
 
 _REMEMBERED_CALLS = 4096
 _calls: dict[tuple[object, ...], Call] = {}
@@ -282,6 +283,7 @@ def warmup(
     skip: bool = False,
     shared_filter: bool = False,
     initial_state: bool = False,
+    return_final_state: bool = False,
     precision: str | None = None,
     wrt: Sequence[str] | str | None = None,
     archs: Sequence[str] | None = None,
@@ -310,6 +312,7 @@ def warmup(
         skip: with a skip term.
         shared_filter: one filter row for all channels.
         initial_state: with an initial state.
+        return_final_state: with a final state, which takes a kernel of its own.
         precision: as for `fftconv`.
         wrt: also what `fftconv_vjp` needs for the gradients of these arguments; each set of them has kernels of its
             own.
@@ -342,11 +345,15 @@ def warmup(
         initial_state=initial_state,
         precision=precision,
     )
+    if return_final_state:
+        check_has_states("return_final_state", problem.mode, problem.filter_len)
     if archs is None:
         _current_limits("archs")
     names = None if archs is None else [archs] if isinstance(archs, str) else list(archs)
     gpu = execute.gpu_launcher()
     lines: list[str] = gpu.warm(problem, names)
+    if return_final_state:
+        lines += gpu.warm_state(problem, names)
     if wrt is not None:
         lines += gpu.warm_vjp(problem, _wanted(problem, wrt, is_prepared=False), names)
     return list(dict.fromkeys(lines))

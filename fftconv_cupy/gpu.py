@@ -25,7 +25,7 @@ from fftconv_cupy import launch_depthwise as depthwise
 from fftconv_cupy.archs import ArchLimits, arch_limits
 from fftconv_cupy.arrays import ArrayView
 from fftconv_cupy.devices import device_limits
-from fftconv_cupy.launch_windows import run_state
+from fftconv_cupy.launch_windows import run_state, warm_state
 from fftconv_cupy.long_plan import make_long_plan
 from fftconv_cupy.long_vjp_plan import make_long_vjp_plan
 from fftconv_cupy.mma_plan import make_mma_plan, precision_of
@@ -48,6 +48,7 @@ __all__ = [
     "transform_of",
     "vjp_runner",
     "warm",
+    "warm_state",
     "warm_vjp",
     "workspace_bytes",
 ]

@@ -290,14 +290,19 @@ def warm(problem: Problem, archs: Sequence[str] | None = None, *, is_prepared: b
                 precompile(spec, arch)
                 lines.append(describe(spec, made.limits))
     if problem.initial_state:
-        state = state_spec(problem.dtype)
-        if archs is None:
-            _state_kernel(problem.dtype, arrays.current_device())
-            lines.append(describe(state, device_limits(arrays.current_device())))
-        for arch in archs or ():
-            precompile(state, arch)
-            lines.append(describe(state, arch_limits(arch)))
+        lines += warm_state(problem, archs)
     return list(dict.fromkeys(lines))
+
+
+def warm_state(problem: Problem, archs: Sequence[str] | None = None) -> list[str]:
+    """Compile, and where `archs` is None also load, the kernel of `run_state`; return a line for it, as `warm` does."""
+    state = state_spec(problem.dtype)
+    if archs is None:
+        _state_kernel(problem.dtype, arrays.current_device())
+        return [describe(state, device_limits(arrays.current_device()))]
+    for arch in archs:
+        precompile(state, arch)
+    return [describe(state, arch_limits(arch)) for arch in archs]
 
 
 def _new_launcher(key: _Key) -> _Launcher:

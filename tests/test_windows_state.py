@@ -257,3 +257,18 @@ def test_what_was_warmed_up_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         state, dy = _to_gpu(np.ones((2, 3, 8), np.float32)), _to_gpu(np.ones((2, 3, 50), np.float32))
         fftconv(**arrays, initial_state=state, return_final_state=True)
         fftconv_vjp(dy, **arrays, initial_state=state)
+
+
+def test_a_final_state_alone_is_warmed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cupy")
+    from fftconv_cupy import launch, launch_windows, warmup
+
+    with _gpu():
+        lines = warmup(2, 3, 50, 40, dtype="float32", return_final_state=True)
+        assert "fftconv_state:" in {line.split()[2] for line in lines}
+        for module in (launch, launch_windows):
+            monkeypatch.setattr(module, "load_kernel", None)
+        arrays = {name: _to_gpu(x) for name, x in drawn(2, 3, 50, 40, "float32", has_gates=False).items()}
+        fftconv(**arrays, return_final_state=True)
+    with pytest.raises(InvalidArgumentError, match="return_final_state: got a call in mode 'same'"):
+        warmup(2, 3, 50, 40, mode="same", return_final_state=True, archs=["sm_90"])
