@@ -88,18 +88,18 @@ def fftconv(
         >>> k.grad
         tensor([4., 3., 2.])
     """
-    prepared = layout = None
-    if isinstance(k, FilterSpectrum):
-        prepared, layout, k = k, layout_of(k), carrier_of(k)
-    options = (mode, fft_size, precision, layout)
-    if initial_state is not None or return_final_state:
-        return _with_states((u, k, in_gate, out_gate, skip, initial_state), options, bool(return_final_state))
-    tensors = (u, k, in_gate, out_gate, skip)
-    if is_plain(*tensors):
+    prepared = k if isinstance(k, FilterSpectrum) else None
+    tensors = (u, k if prepared is None else carrier_of(prepared), in_gate, out_gate, skip)
+    options = (mode, fft_size, precision)
+    has_states = initial_state is not None or return_final_state
+    if not has_states and is_plain(*tensors):
         known = convolve((*tensors, *options), prepared)
         if known is not None:
             return known
-    y: torch.Tensor = forward_op(*_operands(ARGUMENTS, tensors, options))
+    layout = None if prepared is None else layout_of(prepared)
+    if has_states:
+        return _with_states((*tensors, initial_state), (*options, layout), bool(return_final_state))
+    y: torch.Tensor = forward_op(*_operands(ARGUMENTS, tensors, (*options, layout)))
     return y
 
 
