@@ -271,8 +271,8 @@ KERNEL_MUTATIONS = (
     Mutation(
         "channel stride: of a channel group",
         "fftconv_cupy/launch.py",
-        "pointer + first * stride * item\n",
-        "pointer + first * problem.seqlen * item\n",
+        "(first * stride * item for stride in rows.strides[1::2])",
+        "(first * problem.seqlen * item for stride in rows.strides[1::2])",
         _rows("many_channels", "M256-float16-real-gates-tail-groups"),
     ),
     Mutation(
@@ -329,8 +329,8 @@ KERNEL_MUTATIONS = (
     Mutation(
         "prefetch: of rows that are not aligned",
         "fftconv_cupy/launch.py",
-        "is_vector, bits == 0, is_prepared)",
-        "is_vector, bits & 3 == 0, is_prepared)",
+        "bits & (2 * item - 1) == 0, bits == 0, is_prepared)",
+        "bits & (2 * item - 1) == 0, bits & 3 == 0, is_prepared)",
         ("tests/test_kernel_rows.py::test_calls_that_differ_only_in_how_arrays_lie",),
     ),
     Mutation(
