@@ -84,10 +84,10 @@ def empty(like: ArrayView, shape: tuple[int, ...], dtype: str, stream: int | Non
         if device < 0:
             tensor = torch.empty(shape, dtype=getattr(torch, dtype), device="cpu")
         elif stream is None or stream == torch._C._cuda_getCurrentRawStream(device):
-            tensor = _cuda_empty(torch, shape, strides, dtype)
+            tensor = _cuda_empty(torch, device, shape, strides, dtype)
         else:
             with _torch_stream(torch, device, stream):
-                tensor = _cuda_empty(torch, shape, strides, dtype)
+                tensor = _cuda_empty(torch, device, shape, strides, dtype)
         return tensor, ArrayView(tensor.data_ptr(), shape, strides, dtype, device, "torch", tensor)
     if device < 0:
         array = np.empty(shape, NUMPY_DTYPES[dtype])
@@ -301,9 +301,15 @@ def refuse_capture(stream: int) -> None:
         )
 
 
-def _cuda_empty(torch: Any, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str) -> Any:
-    """Return a tensor on the current GPU by the call that compiled graphs use: a third of the time of torch.empty."""
-    return torch._C._dynamo.guards._empty_strided_cuda(tuple(shape), strides, getattr(torch, dtype))
+def _cuda_empty(torch: Any, device: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str) -> Any:
+    """Return a tensor by the call that compiled graphs use, in a third of the time of torch.empty.
+
+    It takes what torch holds for the current device: not that which CuPy has set where torch has yet to set its own.
+    """
+    kind = getattr(torch, dtype)
+    if torch._C._cuda_getDevice() != device:
+        return torch.empty(shape, dtype=kind, device=f"cuda:{device}")
+    return torch._C._dynamo.guards._empty_strided_cuda(tuple(shape), strides, kind)
 
 
 def _torch_stream(torch: Any, device: int, stream: int) -> contextlib.AbstractContextManager[Any]:

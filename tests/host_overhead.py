@@ -53,6 +53,7 @@ def idle_gpu() -> Iterator[list[int]]:
         guards = torch._C._dynamo.guards
         patch.setattr(guards, "_empty_strided_cuda", guards._empty_strided_cpu, raising=False)
         patch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0, raising=False)
+        patch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
         for name, value in (("is_cuda", True), ("is_cpu", False), ("get_device", lambda tensor: 0)):
             patch.setattr(torch.Tensor, name, value)
         yield launched

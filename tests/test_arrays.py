@@ -291,3 +291,24 @@ def test_torch_is_told_of_another_stream(monkeypatch):
     arrays.record_use([tensor, np.ones(3)], 1, 7)
     arrays.record_use([tensor], 1, 0)
     assert tensor.recorded == [(7, 1), ("default", 1)]
+
+
+@pytest.mark.parametrize("current", [0, 1])
+def test_memory_of_torch_is_on_the_device_of_the_array(monkeypatch, current):
+    made = []
+    guards = SimpleNamespace(_empty_strided_cuda=lambda *args: made.append(("current device", *args)) or FakeMemory())
+    fake = fake_torch(current=5)
+    fake._C._cuda_getDevice = lambda: current
+    fake._C._dynamo = SimpleNamespace(guards=guards)
+    fake.float32 = "float32"
+    fake.empty = lambda shape, dtype, device: made.append((device, shape, dtype)) or FakeMemory()
+    monkeypatch.setitem(sys.modules, "torch", fake)
+    like = arrays.ArrayView(64, (2, 3), (3, 1), "float16", 1, "torch", None)
+    _, seen = arrays.empty(like, (4, 8), "float32", 5)
+    assert (seen.ptr, seen.strides, seen.device) == (4096, (8, 1), 1)
+    assert made == [("cuda:1", (4, 8), "float32") if current == 0 else ("current device", (4, 8), (8, 1), "float32")]
+
+
+class FakeMemory:
+    def data_ptr(self):
+        return 4096
