@@ -206,3 +206,28 @@ def test_what_has_no_state_is_refused():
         fj.fftconv(u, k, mode="full", return_final_state=True)
     with pytest.raises(InvalidArgumentError, match=r"initial_state\.shape"):
         fj.fftconv(u, k, initial_state=jnp.ones((2, 3, 5)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("flags", [0, 8, 15])
+def test_values_and_gradients_on_a_gpu(rng, dtype, flags):
+    if jax.default_backend() != "gpu":
+        pytest.skip("JAX has no GPU")
+    arrays = drawn(rng, (2, 3, 300), 65, dtype, flags)
+    given = {name: jnp.asarray(array) for name, array in arrays.items()}
+
+    @jax.jit
+    def both(on, cotangents):
+        results, transpose = jax.vjp(lambda on: fj.fftconv(**on, return_final_state=True), on)
+        return results, transpose(cotangents)[0]
+
+    dy, d_final = (rng.standard_normal((2, 3, n)).astype(NUMPY_DTYPES[k]) for n, k in ((300, dtype), (64, "float32")))
+    (y, final), grads = both(given, (jnp.asarray(dy), jnp.asarray(d_final)))
+    y64, final64 = fftconv(**exact(arrays), return_final_state=True)
+    assert numeric.compare(np.asarray(y), y64, dtype).ok
+    assert numeric.relative_error(np.asarray(final, np.float64), final64) < 1e-6
+    grads64 = fftconv_vjp(dy.astype(np.float64), **exact(arrays), d_final_state=d_final.astype(np.float64))
+    for name, grad in grads.items():
+        compare = numeric.compare_sum if name in ("k", "skip") else numeric.compare
+        assert compare(np.asarray(grad), getattr(grads64, name), str(grad.dtype)).ok, name

@@ -217,3 +217,40 @@ def test_what_has_no_state_is_refused():
         fftconv(**tensors | {"initial_state": torch.zeros(2, 3, 4)})
     with pytest.raises(InvalidTypeError, match="initial_state: got an object of type"):
         fftconv(**tensors | {"initial_state": [0.0]})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(("seqlen", "taps"), [(300, 65), (50, 200), (20_000, 4096)])
+def test_parts_on_a_gpu(dtype, seqlen, taps):
+    if not torch.cuda.is_available():
+        pytest.skip("torch has no GPU")
+    tensors = {name: t.detach().cuda().requires_grad_() for name, t in given((2, 3, seqlen), taps, dtype).items()}
+    tensors["k"] = (tensors["k"].detach() / taps**0.5).requires_grad_()
+    exact = detached(tensors)
+    results, exact_results = fftconv(**tensors, return_final_state=True), defined(**exact)
+    weights = [torch.randn_like(result) for result in results]
+    grads = torch.autograd.grad(results, tuple(tensors.values()), weights)
+    exact_grads = torch.autograd.grad(exact_results, tuple(exact.values()), [weight.double() for weight in weights])
+    rounded = {name: 2e-6 if t.dtype is torch.float32 else 4e-4 for name, t in tensors.items()}
+    bounds = {**rounded, "k": 1e-5, "skip": 1e-5, "y": rounded["u"], "final": 2e-6}
+    found = dict(zip(("y", "final", *tensors), (*results, *grads), strict=True))
+    wanted = dict(zip(("y", "final", *tensors), (*exact_results, *exact_grads), strict=True))
+    for name, result in found.items():
+        assert error(result, wanted[name]) <= bounds[name], name
+
+
+@pytest.mark.gpu
+def test_states_in_a_graph_that_cuda_captures():
+    if not torch.cuda.is_available():
+        pytest.skip("torch has no GPU")
+    tensors = {name: t.detach().half() for name, t in given((2, 3, 300), 65, torch.float32).items()}
+    tensors = {n: (t.float() if n in ("k", "skip", "initial_state") else t).cuda() for n, t in tensors.items()}
+    expected = fftconv(**tensors, return_final_state=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = fftconv(**tensors, return_final_state=True)
+    graph.replay()
+    torch.cuda.synchronize()
+    for one, other in zip(captured, expected, strict=True):
+        assert torch.equal(one, other)
