@@ -23,7 +23,16 @@ from fftconv_cupy import torch_batching
 from fftconv_cupy.errors import InvalidTypeError
 from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.torch_eager import is_plain
-from fftconv_cupy.torch_operator import ARGUMENTS, compute, compute_vjp, forward_op, layout_of, library, vjp_op
+from fftconv_cupy.torch_operator import (
+    ARGUMENTS,
+    autocast,
+    compute,
+    compute_vjp,
+    forward_op,
+    layout_of,
+    library,
+    vjp_op,
+)
 
 _LINEAR_IN = ((0,), (1, 4), (2,), (3,))  # u; k and skip; in_gate; out_gate
 _K = 1
@@ -205,6 +214,8 @@ def convolve(args: Sequence[Any], prepared: FilterSpectrum | None) -> torch.Tens
         The output; None where a tensor has no memory to read, with which the dispatcher may know what to do.
     """
     call: Callable[..., torch.Tensor] = functools.partial(compute, prepared=prepared)
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(kind := args[0].device.type):
+        args = autocast(*args, dtype=torch.get_autocast_dtype(kind))
     try:
         if torch._C.is_grad_enabled() and torch._C._any_requires_grad(*args):
             y: torch.Tensor = _Convolution.apply(call, *args, None if prepared is None else layout_of(prepared))

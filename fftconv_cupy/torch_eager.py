@@ -18,8 +18,8 @@ _C = torch._C
 def is_plain(*tensors: Any) -> bool:
     """Return whether these are plain tensors, or None, and nothing would see an operator that takes them.
 
-    What would: a compilation, `torch.func`, forward mode, a mode of torch's (fake tensors, counters), autocast, a
-    trace, a profiler.
+    What would: a compilation, `torch.func`, forward mode, a mode of torch's (fake tensors, counters), a trace, a
+    profiler. Autocast is left to the caller.
     """
     return not torch.compiler.is_compiling() and not _is_seen() and _PLAIN_TYPES.issuperset(map(type, tensors))
 
@@ -30,7 +30,6 @@ def _is_seen() -> bool:
         or forward_ad._current_level >= 0
         or _C._len_torch_dispatch_stack() > 0
         or _C._len_torch_function_stack() > 0
-        or _C._is_any_autocast_enabled()
         or _C._get_tracing_state() is not None
         or _C._autograd._profiler_enabled()
     )
