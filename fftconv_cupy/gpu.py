@@ -137,7 +137,9 @@ def workspace_bytes(problem: Problem, device: int, wanted: Wanted | None = None)
     if wanted is not None:
         module = _vjp_module(problem, limits)
         if module is launch_windows_vjp:
-            return make_window_vjp_plan(problem, wanted, limits).workspace_bytes
+            # The gradient of an initial state may be wanted too, which is none of those in `wanted`.
+            plans = (make_window_vjp_plan(problem, wanted, limits, wants_state=one) for one in _with_state(problem))
+            return max(made.workspace_bytes for made in plans)
         if module is launch_long_vjp:
             return make_long_vjp_plan(problem, wanted, limits).workspace_bytes
         return make_vjp_plan(problem, wanted, limits).workspace_bytes
@@ -149,6 +151,11 @@ def workspace_bytes(problem: Problem, device: int, wanted: Wanted | None = None)
     if module is launch_mma:
         return make_mma_plan(problem, limits).workspace_bytes
     return make_plan(problem, limits).workspace_bytes
+
+
+def _with_state(problem: Problem) -> tuple[bool, ...]:
+    """Return whether the gradient of an initial state may be wanted: no, or no and yes."""
+    return (False, True) if problem.initial_state else (False,)
 
 
 def _module(problem: Problem, limits: ArchLimits) -> ModuleType:

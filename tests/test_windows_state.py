@@ -272,3 +272,32 @@ def test_a_final_state_alone_is_warmed_up(monkeypatch: pytest.MonkeyPatch) -> No
         fftconv(**arrays, return_final_state=True)
     with pytest.raises(InvalidArgumentError, match="return_final_state: got a call in mode 'same'"):
         warmup(2, 3, 50, 40, mode="same", return_final_state=True, archs=["sm_90"])
+
+
+@pytest.mark.parametrize("names", [(), ("k",), ("u", "k")])
+def test_the_workspace_that_is_told_is_enough_for_the_gradient_of_a_state(names: tuple[str, ...]) -> None:
+    pytest.importorskip("cupy")
+    from fftconv_cupy import gpu
+    from fftconv_cupy.arrays import view
+    from fftconv_cupy.problem import Gradients, States, Wanted, make_problem
+
+    arrays = drawn(2, 3, 50, 9, "float32", has_gates=False)
+    rng = np.random.default_rng(0)
+    dy, state = (rng.standard_normal((2, 3, n)).astype(np.float32) for n in (50, 8))
+    exact = fftconv_vjp(
+        *(x.astype(np.float64) for x in (dy, arrays["u"], arrays["k"])), initial_state=state.astype(np.float64)
+    )
+    problem = make_problem("causal", batch=2, channels=3, seqlen=50, filter_len=9, dtype="float32", initial_state=True)
+    with _gpu():
+        wanted = Wanted(**dict.fromkeys(names, True))
+        # Memory that ends at an inaccessible page, as do the arrays.
+        workspace = _to_gpu(np.zeros(gpu.workspace_bytes(problem, 0, wanted) // 4, np.float32))
+        found = {name: _to_gpu(np.zeros_like(arrays[name])) for name in names}
+        d_state = _to_gpu(np.zeros_like(state))
+        inputs = [view(_to_gpu(x), "x") for x in (dy, arrays["u"], arrays["k"])]
+        grads = Gradients(**{name: view(x, name) for name, x in found.items()})
+        states = States(view(_to_gpu(state), "s"), None, view(d_state, "d"))
+        known = {"workspace": view(workspace, "w"), "states": states}
+        gpu.run_vjp(problem, wanted, *inputs, None, None, None, grads, 0, **known)
+        for name, x in {**found, "initial_state": d_state}.items():
+            assert numeric.relative_error(_from_gpu(x), getattr(exact, name)) < 1e-5, name
