@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -109,19 +110,20 @@ def warm_vjp(problem: Problem, wanted: Wanted, archs: Sequence[str] | None = Non
         A line for each kernel.
     """
     has_rest = any(wanted._replace(out_gate=False))
-    has_any = has_rest or problem.initial_state  # whose gradient is none of those in `wanted`
+    # The gradient of an initial state is none of those in `wanted`.
+    with_state = (*((False,) if has_rest else ()), *((True,) if problem.initial_state else ()))
     lines = launch_windows.warm(problem, archs, is_prepared=has_rest) if wanted.out_gate else []
-    for is_vector in (True, False) if has_any else ():
+    for is_vector, wants_state in itertools.product((True, False), with_state):
         if archs is None:
-            for wants_state in (*((False,) if has_rest else ()), *((True,) if problem.initial_state else ())):
-                key = (problem, wanted, wants_state, arrays.current_device(), is_vector, False)
-                made = _new_launcher(key).plan
-                lines += [describe(spec, made.limits) for spec, _ in made.kernels]
+            key = (problem, wanted, wants_state, arrays.current_device(), is_vector, False)
+            made = _new_launcher(key).plan
+            lines += [describe(spec, made.limits) for spec, _ in made.kernels]
         for arch in archs or ():
-            _, made = make_backward_plan(problem, wanted, arch_limits(arch), is_vector=is_vector)
+            limits = arch_limits(arch)
+            _, made = make_backward_plan(problem, wanted, limits, is_vector=is_vector, wants_state=wants_state)
             for spec, _ in made.kernels:
                 precompile(spec, arch)
-                lines.append(describe(spec, made.limits))
+                lines.append(describe(spec, limits))
     return list(dict.fromkeys(lines))
 
 
