@@ -6,6 +6,7 @@ when an array on a GPU comes. `arrays` is the other half of the boundary: output
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -279,13 +280,10 @@ class _ExternalStream:
         return (0, self._handle)
 
 
+@functools.lru_cache(maxsize=4096)
 def _element_strides(strides: tuple[int, ...], item_bytes: int, name: str) -> tuple[int, ...]:
-    """Return strides in elements for strides in bytes; three axes, the usual number, are spelled out for speed."""
-    if len(strides) == 3:
-        a, b, c = strides
-        if not (a | b | c) & (item_bytes - 1):
-            return (a // item_bytes, b // item_bytes, c // item_bytes)
-    elif not any(stride % item_bytes for stride in strides):
+    """Return strides in elements for strides in bytes."""
+    if not any(stride % item_bytes for stride in strides):
         return tuple(stride // item_bytes for stride in strides)
     raise InvalidArgumentError(
         message(
