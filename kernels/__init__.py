@@ -5,7 +5,8 @@ Each file includes only files above it in this list:
 - ``types.cuh``, ``ptx.cuh``: number types; inline PTX, each wrapper with a C++ twin.
 - ``dft.cuh``: discrete Fourier transforms of a few points in registers.
 - ``layout.cuh``, ``block_fft.cuh``: which points a thread holds; the transform of one block through shared memory.
-- ``params.cuh``, ``io.cuh``: run-time parameters; loads and stores (lengths, alignment, gates, dtypes).
+- ``params.cuh``, ``io.cuh``, ``row_io.cuh``: run-time parameters; loads and stores (lengths, alignment, gates,
+  dtypes); those of a row of the convolution's arrays.
 - ``spectrum.cuh``: a row's spectrum times that of the filter, or its conjugate, and the skip term.
 - ``fftconv_fwd.cu``, ``fftconv_filter.cu``: kernels, the convolution (with pairing) and the filter spectrum.
 - ``cluster.cuh``, ``sums.cuh``: two blocks that share a row; sums over the rows of a channel, in a fixed order.
