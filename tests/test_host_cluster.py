@@ -51,6 +51,7 @@ def _neighbours(x: np.ndarray) -> np.ndarray:
 CORRECT = {
     "kExchange": SWAPPED,
     "kExchangeTwice": X,
+    "kOneBufferWhenReady": X,
     "kThroughGlobal": _neighbours(SWAPPED) + _neighbours(X),
     "kApart": X[..., ::-1],
 }

@@ -84,13 +84,13 @@ char* place_of(void* address, unsigned rank) {
   return rank == rt.rank ? (char*)address : copy_of(rank) + ((char*)address - rt.shared);
 }
 
-void check_target(const void* target, unsigned bytes, int rank) {
+void check_peer(const char* does, const void* target, unsigned bytes, int rank) {
   if ((size_t)((char*)target - rt.shared) + bytes > rt.shared_size || rank < 0 || (unsigned)rank >= rt.blocks)
-    fail(kMisuse, "thread %u writes to %s of rank %d of %u", rt.current, describe_address(target), rank, rt.blocks);
+    fail(kMisuse, "thread %u %s %s of rank %d of %u", rt.current, does, describe_address(target), rank, rt.blocks);
   if ((uintptr_t)target % bytes)
     fail(kFault, "thread %u: misaligned access to %s", rt.current, describe_address(target));
   if (!rt.block[rank].has_started || has_exited(rank))
-    fail(kMisuse, "thread %u writes to the shared memory of rank %d, which %s", rt.current, rank,
+    fail(kMisuse, "thread %u %s the shared memory of rank %d, which %s", rt.current, does, rank,
          rt.block[rank].has_started ? "has exited" : "has not started");
 }
 

@@ -14,6 +14,7 @@ enum Case {
   kNoStart,
   kNoInit,
   kOneBuffer,
+  kOneBufferWhenReady,
   kReadEarly,
   kThroughGlobalNoBarrier,
   kPeerExits,
@@ -45,10 +46,12 @@ __device__ float exchange(float* s, int t, int peer, float v, Case which) {
   if (t == 0 && which != kNoInit) {
     fftconv_host_mbarrier_init(s_barriers, 1);
     fftconv_host_mbarrier_init(s_barriers + 1, 1);
+    fftconv_host_mbarrier_init(s_barriers + 2, 64);
   }
   if (which != kNoStart) meet();
+  const bool is_one_buffer = which == kOneBuffer || which == kOneBufferWhenReady;
   for (int turn = 0; turn < (which == kExchange ? 1 : 4); turn++) {
-    const int buffer = which == kOneBuffer ? 0 : turn & 1, parity = which == kOneBuffer ? turn & 1 : turn >> 1;
+    const int buffer = is_one_buffer ? 0 : turn & 1, parity = is_one_buffer ? turn & 1 : turn >> 1;
     float* s_buffer = s + 64 * buffer;
     send(s_buffer, s_barriers + buffer, t, peer, v);
     const float early = which == kReadEarly ? s_buffer[t] : 0.f;
@@ -59,7 +62,12 @@ __device__ float exchange(float* s, int t, int peer, float v, Case which) {
       fftconv_host_mbarrier_wait_parity(s_barriers + buffer, parity);
     }
     v = early + s_buffer[t];
+    if (which == kOneBufferWhenReady) {
+      fftconv_host_mbarrier_arrive_peer(s_barriers + 2, peer);
+      fftconv_host_mbarrier_wait_parity(s_barriers + 2, parity);
+    }
   }
+  if (which == kOneBufferWhenReady) meet();
   return v;
 }
 

@@ -64,6 +64,8 @@ void fftconv_host_cluster_wait();
 // st.async: writes to where `target` of the own shared memory lies in that of the block of `rank`, and counts the bytes
 // at the mbarrier that lies there as `bar` does here; as for a bulk copy, early or late.
 void fftconv_host_store_async(void* target, unsigned long long* bar, int rank, const void* value, unsigned bytes);
+// Arrives at the mbarrier that lies in the block of `rank` as `bar` does here.
+void fftconv_host_mbarrier_arrive_peer(unsigned long long* bar, int rank);
 // Stops the launch with an error.
 void fftconv_host_trap(const char* what);
 

@@ -107,6 +107,11 @@ extern "C" void fftconv_host_mbarrier_init(unsigned long long* bar, unsigned cou
 
 extern "C" void fftconv_host_mbarrier_arrive(unsigned long long* bar) { arrive(find(bar, "arrive")); }
 
+extern "C" void fftconv_host_mbarrier_arrive_peer(unsigned long long* bar, int rank) {
+  check_peer("arrives at", bar, sizeof(*bar), rank);
+  arrive(find(bar, "arrive", rank));
+}
+
 extern "C" void fftconv_host_mbarrier_arrive_expect_tx(unsigned long long* bar, unsigned bytes) {
   unsigned i = find(bar, "arrive.expect_tx");
   barriers[i].bytes += bytes;
@@ -125,7 +130,7 @@ extern "C" void fftconv_host_bulk_copy(void* dst, const void* src, unsigned byte
 
 extern "C" void fftconv_host_store_async(void* target, unsigned long long* bar, int rank, const void* value,
                                          unsigned bytes) {
-  check_target(target, bytes, rank);
+  check_peer("writes to", target, bytes, rank);
   unsigned i = find(bar, "st.async", rank);
   Copy copy = {target, nullptr, bytes};
   memcpy(copy.value, value, bytes);

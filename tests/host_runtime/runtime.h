@@ -89,7 +89,7 @@ void race_release_to(unsigned barrier);
 void race_arrive(unsigned barrier);
 void race_complete(unsigned barrier);
 void race_acquire(unsigned barrier);
-constexpr unsigned kMaxBarriers = 64;
+constexpr unsigned kMaxBarriers = 256;
 
 // cluster.cpp: shared memory of the blocks, of which that of `rt.rank` is in place
 void find_shared_memory(const FftconvHostKernel* kernel);
@@ -97,7 +97,7 @@ void cluster_begin();
 void cluster_end();
 void switch_to_block(unsigned rank);
 char* place_of(void* address, unsigned rank);  // of shared memory of a block
-void check_target(const void* target, unsigned bytes, int rank);
+void check_peer(const char* does, const void* target, unsigned bytes, int rank);
 
 // mbarrier.cpp
 void mbarrier_block_begin();
