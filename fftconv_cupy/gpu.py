@@ -1,8 +1,8 @@
 """What the kernels can do, under one name, whichever way a problem is computed.
 
-`launch` transforms rows that fit a block, `launch_mma` such rows on tensor cores, `launch_long` longer ones and
-`launch_windows` windows of them; twins ``_vjp`` make gradients; `depthwise` is for short depthwise convolutions.
-Imported when the first array on a GPU comes, for it needs CuPy.
+`launch` transforms rows that fit a block, `launch_mma` such rows on tensor cores, `launch_cluster` those that fit a
+cluster of blocks, `launch_long` longer ones and `launch_windows` windows of them; twins ``_vjp`` make gradients;
+`depthwise` is for short depthwise convolutions. Imported when the first array on a GPU comes, for it needs CuPy.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from fftconv_cupy import (
     arrays,
     launch,
+    launch_cluster,
     launch_long,
     launch_long_vjp,
     launch_mma,
@@ -24,6 +25,7 @@ from fftconv_cupy import (
 from fftconv_cupy import launch_depthwise as depthwise
 from fftconv_cupy.archs import ArchLimits, arch_limits
 from fftconv_cupy.arrays import ArrayView
+from fftconv_cupy.cluster_plan import cluster_config, make_cluster_plan
 from fftconv_cupy.devices import device_limits
 from fftconv_cupy.launch_windows import run_state, warm_state
 from fftconv_cupy.long_plan import make_long_plan
@@ -116,7 +118,7 @@ def transform_of(problem: Problem, device: int) -> tuple[str, int]:
     module = _module(problem, limits)
     if module is launch_windows:
         return "stateful" if problem.initial_state else "windows", checked_cut(problem, limits).config.points
-    if module is launch_long:
+    if module in (launch_cluster, launch_long):  # one spectrum serves both
         return "long", make_long_plan(problem, limits).config.points
     if module is launch_mma:
         made = make_mma_plan(problem, limits)
@@ -146,6 +148,8 @@ def workspace_bytes(problem: Problem, device: int, wanted: Wanted | None = None)
     module = _module(problem, limits)
     if module is launch_windows:
         return make_window_plan(problem, limits).workspace_bytes
+    if module is launch_cluster:
+        return make_cluster_plan(problem, limits).workspace_bytes
     if module is launch_long:
         return make_long_plan(problem, limits).workspace_bytes
     if module is launch_mma:
@@ -165,7 +169,9 @@ def _module(problem: Problem, limits: ArchLimits) -> ModuleType:
         return launch_windows
     if precision_of(problem, limits) != "highest":
         return launch_mma
-    return launch if fits_block(problem, limits) else launch_long
+    if fits_block(problem, limits):
+        return launch
+    return launch_long if cluster_config(problem, limits) is None else launch_cluster
 
 
 def _vjp_module(problem: Problem, limits: ArchLimits) -> ModuleType:

@@ -34,12 +34,14 @@ from fftconv_cupy.blocks import (
     windows_backward_spec,
     windows_spec,
 )
+from fftconv_cupy.cluster_blocks import cluster_spec, fitting_cluster_configs, shared_bytes
 from fftconv_cupy.errors import InvalidArgumentError, message
 from fftconv_cupy.long_blocks import (
     LongConfig,
     LongGradients,
     LongVariant,
     long_backward_spec,
+    long_config,
     long_configs,
     long_spec,
 )
@@ -91,6 +93,7 @@ def iter_kernels(arch: str | ArchLimits, *, fft_sizes: Iterable[int] | None = No
     seen = set()
     by_size = itertools.chain(
         (_kernels(config, limits) for config in fitting_configs(limits)),
+        (_cluster_kernels(config, limits) for config in fitting_cluster_configs(limits)),
         (_long_kernels(config, limits) for config in long_configs(limits)),
     )
     for kernel in itertools.chain.from_iterable(by_size):
@@ -175,6 +178,18 @@ def _window_kernels(config: BlockConfig, limits: ArchLimits) -> Iterator[Kernel]
     if config.points == min(BLOCK_CONFIGS):
         for dtype in CUDA_TYPES:
             yield Kernel(state_spec(dtype), STATE_THREADS, 1, 0)
+
+
+def _cluster_kernels(config: BlockConfig, limits: ArchLimits) -> Iterator[Kernel]:
+    """Yield the kernels of rows that a cluster shares; the usual ones are those of rows that fill a transform."""
+    spectrum = long_config(config.points, limits)
+    flags = itertools.product(_BOOLEANS, repeat=3)
+    for (is_complex, has_tail, is_vector), dtype, extras in itertools.product(flags, CUDA_TYPES, EXTRAS):
+        if not has_tail and (is_complex or not is_vector):
+            continue  # as forward
+        variant = ForwardVariant(dtype, False, is_complex, has_tail, is_vector, extras, has_prefetch=False)
+        spec = cluster_spec(config, variant, spectrum)
+        yield Kernel(spec, config.threads, config.min_blocks, shared_bytes(config), is_usual=not has_tail)
 
 
 @cache

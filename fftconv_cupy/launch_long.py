@@ -111,7 +111,7 @@ def run(
     params.strides[:] = rows.strides if pointers[2] else (*rows.strides[:4], *rows.strides[6:], *rows.strides[6:])
     params.skip = 0 if skip is None else skip.ptr
     params.skip_is_float = skip is None or skip.dtype == "float32"
-    _launch(launcher, params, workspace, stream)
+    _launch(launcher, params, workspace.ptr, stream)
     return rows
 
 
@@ -127,15 +127,34 @@ def prepare(problem: Problem, k: ArrayView, stream: int) -> tuple[Any, ArrayView
         UnsupportedProblemError: see `plan.check_sizes`.
         CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
     """
-    device = k.device
     is_vector = problem.seqlen % 2 == problem.out_len % 2 == 0  # as the kernel of calls with contiguous arrays
-    launcher = launcher_of((replace(problem, batch=0), device, is_vector, False))
-    made = launcher.plan
+    filters = replace(problem, batch=0)
+    made = launcher_of((filters, k.device, is_vector, False)).plan
     rows = 1 if problem.shared_filter else problem.channels
     data, view = arrays.empty(k, (rows * made.config.points * 2,), "float32", stream)
     _, workspace = arrays.empty(k, (made.workspace_bytes // 4,), "float32", stream)
-    _launch(launcher, _params(launcher, k, view.ptr), workspace, stream)
+    transform_filters(filters, k, 0, view.ptr, workspace.ptr, is_vector=is_vector, stream=stream)
     return data, view
+
+
+def transform_filters(
+    problem: Problem, k: ArrayView, first: int, spectrum: int, workspace: int, *, is_vector: bool, stream: int
+) -> None:
+    """Compute the spectra of filters on their GPU, asynchronously on `stream`.
+
+    Args:
+        problem: as many channels of the problem as are to be transformed, with ``batch == 0``.
+        k: the filters of all channels, (H, K) | (K,).
+        first: of the channels to be transformed.
+        spectrum: address of what is written, 8 bytes a complex point.
+        workspace: address of as many bytes as the problem's plan says.
+        is_vector: as of `make_long_plan`.
+        stream: handle of a stream of that GPU.
+    """
+    launcher = launcher_of((problem, k.device, is_vector, False))
+    params = _params(launcher, k, spectrum)
+    params.taps.filter += first * params.taps.stride * ITEM_BYTES[problem.filter_dtype]
+    _launch(launcher, params, workspace, stream)
 
 
 def warm(problem: Problem, archs: Sequence[str] | None = None) -> list[str]:
@@ -225,9 +244,9 @@ def clear_counters(address: int, nbytes: int, stream: int) -> None:
     import_cupy().cuda.runtime.memsetAsync(address, 0, nbytes, stream)
 
 
-def _launch(launcher: _Launcher, params: LongParams, workspace: ArrayView, stream: int) -> None:
+def _launch(launcher: _Launcher, params: LongParams, workspace: int, stream: int) -> None:
     """Set the counters to zero and launch the kernel."""
     made = launcher.plan
-    params.counters = workspace.ptr + made.workspace.counters
+    params.counters = workspace + made.workspace.counters
     clear_counters(params.counters, made.workspace.nbytes - made.workspace.counters, stream)
     launcher.kernel.launch((made.blocks, 1, 1), made.config.threads, params, stream)

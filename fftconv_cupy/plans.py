@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fftconv_cupy.archs import ArchLimits
+from fftconv_cupy.cluster_plan import ClusterPlan, cluster_config, make_cluster_plan
 from fftconv_cupy.long_plan import LongPlan, make_long_plan
 from fftconv_cupy.long_vjp_plan import LongVjpPlan, make_long_vjp_plan
 from fftconv_cupy.mma_plan import MmaPlan, make_mma_plan, precision_of
@@ -12,7 +13,7 @@ from fftconv_cupy.vjp_plan import VjpPlan, make_vjp_plan
 from fftconv_cupy.window_plan import WindowPlan, cut_of, make_window_plan
 from fftconv_cupy.window_vjp_plan import WindowVjpPlan, make_window_vjp_plan
 
-AnyPlan = Plan | LongPlan | WindowPlan | MmaPlan | VjpPlan | LongVjpPlan | WindowVjpPlan
+AnyPlan = Plan | ClusterPlan | LongPlan | WindowPlan | MmaPlan | VjpPlan | LongVjpPlan | WindowVjpPlan
 
 
 def precision_of_call(problem: Problem, limits: ArchLimits) -> str:
@@ -50,6 +51,8 @@ def plan_call(
         return make_window_plan(problem, limits, is_vector=is_vector, is_prepared=is_prepared)
     if precision_of(problem, limits) != "highest":
         return make_mma_plan(problem, limits, is_wide=is_bulk, is_prepared=is_prepared)
+    if cluster_config(problem, limits) is not None:
+        return make_cluster_plan(problem, limits, is_vector=is_vector, is_prepared=is_prepared)
     if not fits_block(problem, limits):
         return make_long_plan(problem, limits, is_vector=is_vector, is_prepared=is_prepared)
     return make_plan(problem, limits, is_vector=is_vector, is_bulk=is_bulk, is_prepared=is_prepared)

@@ -24,6 +24,8 @@ Rows that outgrow a block:
   between the phases; columns of a row; taps as a row; the order of tasks and what each waits for; where its points
   lie; parameters.
 - ``fftconv_long.cu``, ``fftconv_long_bwd.cu``: outputs, and gradients.
+- ``node_io.cuh``, ``slices.cuh``, ``fftconv_cluster.cu``: what a block of a cluster reads of a row that they share; the
+  exchange between them; outputs of the shorter ones of these rows, with the spectrum that ``fftconv_long.cu`` makes.
 
 On tensor cores:
 

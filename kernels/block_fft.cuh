@@ -15,6 +15,10 @@ FFTCONV_DEVICE void sync_threads() {
   }
 }
 
+struct NoHook {
+  FFTCONV_DEVICE void operator()() const {}
+};
+
 template <class Layout, int kQuarters>
 struct BlockFft {
   template <int kPass>
@@ -54,16 +58,22 @@ struct BlockFft {
     });
   }
 
+  // The first of these passes.
+  template <bool kIsReal>
+  FFTCONV_DEVICE static void forward_root_pass(complex_t* x) {
+    using P = PassOf<0>;
+    static_for<P::kColumns>(
+        [&](auto column) { forward_root<P::kLog2Radix, kQuarters, kIsReal>(x + column.value * P::kRadix); });
+  }
+
   // `after_exchange` runs once, when every thread of the block has read its part of the input.
   template <bool kIsReal, class Hook>
   FFTCONV_DEVICE static void forward(complex_t* x, complex_t* s_row, int thread, const float4* g_twiddle,
                                      Hook after_exchange) {
-    using P = FirstPass<Layout>;
     if constexpr (Layout::kFirst > 0) {
       forward_pass<Layout::kFirst>(x, thread, g_twiddle + Layout::forward_table(Layout::kFirst));
     } else {
-      static_for<P::kColumns>(
-          [&](auto column) { forward_root<P::kLog2Radix, kQuarters, kIsReal>(x + column.value * P::kRadix); });
+      forward_root_pass<kIsReal>(x);
     }
     static_for<Layout::kPasses - 1 - Layout::kFirst>([&](auto index) {
       constexpr int pass = index.value + 1 + Layout::kFirst;
@@ -76,25 +86,28 @@ struct BlockFft {
   }
 
   // kIsReal: only real parts are wanted. Where blocks share a row, this ends at the nodes of the first pass.
-  template <bool kIsReal>
-  FFTCONV_DEVICE static void inverse(complex_t* x, complex_t* s_row, int thread, const float4* g_twiddle) {
+  // `after_exchange` runs once, when the thread has read what it will of s_row.
+  template <bool kIsReal, class Hook = NoHook>
+  FFTCONV_DEVICE static void inverse(complex_t* x, complex_t* s_row, int thread, const float4* g_twiddle,
+                                     Hook after_exchange = {}) {
     static_for<Layout::kPasses - 1 - Layout::kFirst>([&](auto index) {
       constexpr int pass = Layout::kPasses - 1 - index.value;
       inverse_pass<pass>(x, thread, g_twiddle + Layout::inverse_table(pass));
       store_shared<pass>(s_row, thread, x);
       sync_threads<PassOf<pass - 1>::kNodeThreads>();
       load_shared<pass - 1>(s_row, thread, x);
+      if constexpr (pass == Layout::kFirst + 1) after_exchange();
     });
     if constexpr (Layout::kFirst > 0) {
       inverse_pass<Layout::kFirst>(x, thread, g_twiddle + Layout::inverse_table(Layout::kFirst));
     } else {
-      inverse_root<kIsReal>(x);
+      inverse_root_pass<kIsReal>(x);
     }
   }
 
- private:
+  // The last of these passes.
   template <bool kIsReal>
-  FFTCONV_DEVICE static void inverse_root(complex_t* x) {
+  FFTCONV_DEVICE static void inverse_root_pass(complex_t* x) {
     using P = PassOf<0>;
     static_for<P::kColumns>([&](auto column) { inverse_dft<P::kLog2Radix>(x + column.value * P::kRadix); });
     if constexpr (kQuarters != 0) {
@@ -107,6 +120,7 @@ struct BlockFft {
     }
   }
 
+ private:
   template <int kPass>
   FFTCONV_DEVICE static void forward_pass(complex_t* x, int thread, const float4* g_table) {
     using P = PassOf<kPass>;

@@ -96,10 +96,16 @@ struct Access {
 // Calls body(Access) for all that a thread holds.
 template <class Traits, class Body>
 FFTCONV_DEVICE void for_each_access(Body body) {
-  using P = FirstPass<typename Traits::Layout>;
+  using Layout = typename Traits::Layout;
+  using P = FirstPass<Layout>;
   static_for<P::kAccesses>([&](auto index) {
     constexpr int slot = P::slot(index.value, 0), next = P::slot(index.value, P::kWidth - 1);
-    body(Access<slot, next, P::offset(slot)>{});
+    if constexpr (Layout::kIsVector || slot == next) {
+      body(Access<slot, next, P::offset(slot)>{});
+    } else {
+      body(Access<slot, slot, P::offset(slot)>{});
+      body(Access<next, next, P::offset(next)>{});
+    }
   });
 }
 

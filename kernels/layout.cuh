@@ -19,6 +19,7 @@ struct PassLayout {
   static constexpr int kThreads = kPoints / kEpt;                   // threads a row
   static constexpr int kPasses = sizeof...(kLog2Radices);
   static constexpr int kRanks = 1, kFirst = 0;  // blocks that share a row, and the first of their passes: ClusterLayout
+  static constexpr bool kIsFirstAdjacent = kIsVector;  // see Pass::kIsAdjacent
 
   FFTCONV_DEVICE static constexpr int log2_radix(int pass) {
     const int radices[] = {kLog2Radices...};
@@ -55,14 +56,21 @@ struct Layout : PassLayout<kIsVector, kLog2Points, kLog2Ept, kLog2Radices...> {
                 "the radices must multiply to the points of a row");
 };
 
-// The passes of a row that is shared by a cluster of kRanks blocks, of one (which has the whole row) or two. Of two,
-// the first pass has radix 2 and is done on the way from and to global memory (see cluster.cuh). Its nodes never meet
-// again: the block of rank r is the threads r * kThreads / 2 .. of the other passes, and its exchange buffer that half
-// of a row's.
+// The passes of a row that is shared by a cluster of kRanks blocks, of one (which has the whole row) or more. Of more,
+// the first pass makes a node for each and is done on the way from and to global memory (see cluster.cuh and
+// slices.cuh). Its nodes never meet again: the block of rank r is the threads r * kThreads / kRanks .. of the other
+// passes, and its exchange buffer that part of a row's.
 template <int kRanks_, bool kIsVector, int kLog2Points, int kLog2Ept, int... kLog2Radices>
 struct ClusterLayout : Layout<kIsVector, kLog2Points, kLog2Ept, kLog2Radices...> {
-  static constexpr int kRanks = kRanks_, kFirst = kRanks - 1;
-  static_assert(kRanks == 1 || (kRanks == 2 && ClusterLayout::log2_radix(0) == 1), "each of two blocks has a node");
+  static constexpr int kRanks = kRanks_, kFirst = kRanks > 1;
+  static_assert(kRanks == 1 || kRanks == 1 << ClusterLayout::log2_radix(0), "each block has a node");
+};
+
+// The first pass of such a row where each block does a slice of it. A thread has neighbouring columns always, as in the
+// second pass: where they must be accessed point by point, two accesses take the place of one.
+template <bool kIsVector, int kLog2Points, int kLog2Ept, int... kLog2Radices>
+struct SliceLayout : Layout<kIsVector, kLog2Points, kLog2Ept, kLog2Radices...> {
+  static constexpr bool kIsFirstAdjacent = true;
 };
 
 template <class Layout, int kPass>
@@ -77,7 +85,7 @@ struct Pass {
   // Two columns a thread are neighbours where they can be, so that memory is accessed two points at a time. In the
   // first pass of rows that must be accessed point by point they are not: a warp then reads points that lie side by
   // side.
-  static constexpr bool kIsAdjacent = !kIsLast && kColumns >= 2 && (kPass > Layout::kFirst || Layout::kIsVector);
+  static constexpr bool kIsAdjacent = !kIsLast && kColumns >= 2 && (kPass > Layout::kFirst || Layout::kIsFirstAdjacent);
   static constexpr int kWidth = kIsAdjacent || kIsLast ? 2 : 1;  // neighbouring points an access
   static constexpr int kAccesses = Layout::kEpt / kWidth;
 

@@ -13,8 +13,9 @@ FFTCONV_DEVICE unsigned shared_address(const void* pointer) {
   return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }
 
-FFTCONV_DEVICE void mbarrier_init(unsigned long long* s_barrier) {
-  asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(s_barrier)) : "memory");
+// `count`: arrivals, announcements among them, by which a phase completes.
+FFTCONV_DEVICE void mbarrier_init(unsigned long long* s_barrier, int count = 1) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(s_barrier)), "r"(count) : "memory");
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
@@ -66,6 +67,19 @@ FFTCONV_DEVICE void sync_cluster() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+// Arrives at the mbarrier that lies in another block of the cluster as `s_barrier` does here: this warp has read what
+// that block may now write over. (At the scope of the cluster it would wait for writes to global memory too.)
+FFTCONV_DEVICE void mbarrier_arrive(unsigned long long* s_barrier, int rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 barrier;\n"
+      "mapa.shared::cluster.u32 barrier, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [barrier];\n"
+      "}" ::"r"(shared_address(s_barrier)),
+      "r"(rank)
+      : "memory");
+}
+
 // Writes to where `s_target` lies in the shared memory of another block of the cluster, some time before the phase of
 // the mbarrier that lies there as `s_barrier` here completes: its bytes count there. (A barrier of the cluster would
 // make each thread wait for all that it has written to global memory, and empty L1.)
@@ -89,10 +103,15 @@ inline void sync_cluster() {
   fftconv_host_cluster_arrive();
   fftconv_host_cluster_wait();
 }
+inline void mbarrier_arrive(unsigned long long* s_barrier, int rank) {
+  fftconv_host_mbarrier_arrive_peer(s_barrier, rank);
+}
 inline void store_async(float4* s_target, unsigned long long* s_barrier, int rank, float4 v) {
   fftconv_host_store_async(s_target, s_barrier, rank, &v, sizeof(v));
 }
-inline void mbarrier_init(unsigned long long* s_barrier) { fftconv_host_mbarrier_init(s_barrier, 1); }
+inline void mbarrier_init(unsigned long long* s_barrier, int count = 1) {
+  fftconv_host_mbarrier_init(s_barrier, count);
+}
 inline void mbarrier_expect(unsigned long long* s_barrier, int bytes) {
   fftconv_host_mbarrier_arrive_expect_tx(s_barrier, bytes);
 }

@@ -67,6 +67,8 @@ def long_cases() -> list[Case]:
     """Return convolutions of rows that outgrow a block, and of rows that are cut into windows."""
     return [
         Case("causal", 40000, 40000, "float16", True),
+        Case("causal", 32768, 32768, "float32", False),
+        Case("full", 40001, 9999, "bfloat16", True),
         Case("circular", 33001, 33001, "float32", False),
         Case("same", 40001, 129, "float16", True),
         Case("causal", 70000, 300, "float32", False),

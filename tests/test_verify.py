@@ -22,6 +22,7 @@ from fftconv_cupy.benchmarks.places import CPU, Place
 from fftconv_cupy.benchmarks.problems import Case
 from fftconv_cupy.benchmarks.ranges import RANGES
 from fftconv_cupy.cli import main
+from fftconv_cupy.cluster_plan import ClusterPlan
 from fftconv_cupy.errors import CompileError, MissingDependencyError
 from fftconv_cupy.long_plan import LongPlan
 from fftconv_cupy.mma_plan import make_mma_plan
@@ -231,7 +232,7 @@ def test_every_size_is_checked_in_every_mode_and_the_full_level_has_every_gate()
             assert linear <= found
             assert log2 == 15 or ("circular", 1 << log2) in found
         ways = {type(problems.planned(case, SM_90)) for case in cases}
-        assert ways == {Plan, WindowPlan, LongPlan}
+        assert ways == {Plan, WindowPlan, ClusterPlan} | (set() if level == "quick" else {LongPlan})
         assert {case.dtype for case in cases} == set(DTYPES)
         assert {case.layout for case in cases} == set(problems.LAYOUTS)
     gates = {(c.problem.fft_size, c.mode, c.dtype, c.in_gate, c.out_gate, bool(c.skip_dtype)) for c in cases}

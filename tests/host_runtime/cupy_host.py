@@ -19,6 +19,7 @@ import pytest
 import fftconv_cupy.api
 import fftconv_cupy.arrays
 import fftconv_cupy.launch
+import fftconv_cupy.launch_cluster
 import fftconv_cupy.launch_long
 import fftconv_cupy.launch_long_vjp
 import fftconv_cupy.launch_mma
@@ -120,6 +121,7 @@ def host_backed_gpu(
             launch_vjp,
             fftconv_cupy.launch_windows,
             fftconv_cupy.launch_windows_vjp,
+            fftconv_cupy.launch_cluster,
             fftconv_cupy.launch_long,
             fftconv_cupy.launch_long_vjp,
             fftconv_cupy.launch_mma,
