@@ -98,7 +98,7 @@ def build_kernel(source: str, entry: str, race_check: bool) -> Path:
     cluster = _CLUSTER.search(source)
     text = f"{source}\nFFTCONV_HOST_ENTRY({entry}, {kind}, {name}, {cluster[1] if cluster else 1})\n"
     options = (*flags, *_KERNEL_FLAGS, *(_RACE_FLAGS if race_check else ()))
-    return _shared_object(entry, text, options, _host_header(options), (str(_runtime_library()),))
+    return _shared_object(entry, text, options, _host_header(options), (str(runtime_library()),))
 
 
 @lru_cache(maxsize=1)
@@ -171,7 +171,7 @@ def _shared_object(
 
 
 @lru_cache(maxsize=1)
-def _runtime_library() -> Path:
+def runtime_library() -> Path:
     """Return the runtime's shared object. It has no soname, so that kernels linked with it find it by this path."""
     _, flags, _ = _toolchain()
     text = "".join(f'#include "{name}"\n' for name in _RUNTIME)

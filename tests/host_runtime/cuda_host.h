@@ -66,6 +66,11 @@ void fftconv_host_cluster_wait();
 void fftconv_host_store_async(void* target, unsigned long long* bar, int rank, const void* value, unsigned bytes);
 // Arrives at the mbarrier that lies in the block of `rank` as `bar` does here.
 void fftconv_host_mbarrier_arrive_peer(unsigned long long* bar, int rank);
+// A prefetch, of an address that must be one of an array. They are counted, and the last ones are kept.
+enum { FFTCONV_HOST_PREFETCHES = 1 << 14 };
+extern const void* fftconv_host_prefetched[FFTCONV_HOST_PREFETCHES];
+extern unsigned fftconv_host_prefetch_count;
+void fftconv_host_prefetch(const void* address);
 // Stops the launch with an error.
 void fftconv_host_trap(const char* what);
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from fftconv_cupy.source import KernelSpec, build_source
-from host_runtime.build import NoCompilerError, build_kernel, find_compiler
+from host_runtime.build import NoCompilerError, build_kernel, find_compiler, runtime_library
 
 ORDERS = ("ascending", "descending", "random")
+_PREFETCHES = 1 << 14  # FFTCONV_HOST_PREFETCHES of cuda_host.h
 # The runtime keeps its signal handlers and stacks per process.
 _launching = threading.Lock()
 
@@ -161,6 +162,18 @@ def host_loader(
         return HostLoadedKernel(kernel, smem_bytes)
 
     return load_kernel
+
+
+def take_prefetched() -> list[int]:
+    """Return the addresses that kernels have prefetched since the last call of this, in their order."""
+    runtime = ctypes.CDLL(str(runtime_library()))
+    count = ctypes.c_uint.in_dll(runtime, "fftconv_host_prefetch_count")
+    addresses = (ctypes.c_void_p * _PREFETCHES).in_dll(runtime, "fftconv_host_prefetched")
+    if count.value > _PREFETCHES:
+        raise OverflowError(f"{count.value} prefetches, of which {_PREFETCHES} are kept")
+    found = [address or 0 for address in addresses[: count.value]]
+    count.value = 0
+    return found
 
 
 @cache
