@@ -48,6 +48,7 @@ class BlockConfig:
         prefetch_jobs: jobs (rows of a linear transform, pairs of a paired one) that a block takes one after the other
             while it prefetches the next; 0 where that does not pay, `PERSISTENT` where the GPU's blocks share all.
         backward_blocks: as `min_blocks`, for the backward kernel where it sums the filter's gradient.
+        backward_prefetch: that kernel has rows brought into L2 ahead of their loads: see `has_prefetch`.
         has_register_sums: that sum is held in registers; else in L2.
         chunk_steps: times that a block fills its batch slots before it leaves the sum, at most.
         cluster_blocks: blocks that share a row, each with one of the nodes of its first pass (kernels/cluster.cuh).
@@ -61,6 +62,7 @@ class BlockConfig:
     min_blocks: int
     prefetch_jobs: tuple[int, int] = (0, 0)
     backward_blocks: int = 1
+    backward_prefetch: bool = False
     has_register_sums: bool = True
     chunk_steps: int = 32
     cluster_blocks: int = 1
@@ -102,8 +104,17 @@ BLOCK_CONFIGS = {
         BlockConfig(512, (4, 5), log2_ept=5, rows=8, min_blocks=4, backward_blocks=2),
         BlockConfig(1024, (5, 5), log2_ept=5, rows=4, min_blocks=4, backward_blocks=2),
         BlockConfig(2048, (4, 4, 3), log2_ept=5, rows=1, min_blocks=8, backward_blocks=4),
-        BlockConfig(4096, (4, 4, 4), log2_ept=5, rows=1, min_blocks=4, prefetch_jobs=(4, 0), backward_blocks=2),
-        BlockConfig(8192, (4, 4, 5), log2_ept=5, rows=1, min_blocks=2, prefetch_jobs=(4, 4), backward_blocks=1),
+        BlockConfig(
+            4096,
+            (4, 4, 4),
+            log2_ept=5,
+            rows=1,
+            min_blocks=4,
+            prefetch_jobs=(4, 0),
+            backward_blocks=2,
+            backward_prefetch=True,
+        ),
+        BlockConfig(8192, (4, 4, 5), log2_ept=5, rows=1, min_blocks=2, prefetch_jobs=(4, 4), backward_prefetch=True),
         BlockConfig(
             16384,
             (4, 5, 5),
@@ -188,6 +199,10 @@ class BackwardVariant:
     def min_blocks(self, config: BlockConfig) -> int:
         """Return the blocks that should fit on a multiprocessor: a sum takes registers and the stash."""
         return config.backward_blocks if self.has_sum else config.min_blocks
+
+    def has_prefetch(self, config: BlockConfig) -> bool:
+        """Return whether rows are brought into L2 ahead: with imaginary parts no register is left for it."""
+        return config.backward_prefetch and self.has_sum and not self.is_complex
 
     def shared_bytes(self, config: BlockConfig) -> int:
         """Return the dynamic shared memory of a block."""
@@ -300,6 +315,7 @@ def backward_spec(config: BlockConfig, variant: BackwardVariant) -> KernelSpec:
         ("FFTCONV_HAS_SUM", str(int(variant.has_sum))),
         ("FFTCONV_IS_SUM_IN_REGISTERS", str(int(config.has_register_sums))),
         ("FFTCONV_CLUSTER_BLOCKS", str(config.cluster_blocks)),
+        ("FFTCONV_HAS_PREFETCH", str(int(variant.has_prefetch(config)))),
         ("FFTCONV_STASH_QUADS", str(variant.stash_quads)),
         ("FFTCONV_SHARED_BYTES", str(variant.shared_bytes(config))),
         ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(BwdParams))),

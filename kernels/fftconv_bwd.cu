@@ -9,7 +9,8 @@
 // Nothing is kept from the forward call: X is transformed again, and lies in the *stash*, in shared memory and beyond
 // that in L2, until DZ is there. The sum is held in registers or, where they do not suffice, in L2. Blocks are
 // persistent and take chunks of rows in a fixed order, so every sum is the same from run to run, and at any time all
-// blocks work on a few channels, whose spectra stay in L2.
+// blocks work on a few channels, whose spectra stay in L2. Where it pays, a row is brought into L2 a transform ahead of
+// its loads.
 #include "block_fft.cuh"
 #include "io.cuh"
 #include "spectrum.cuh"
@@ -26,6 +27,8 @@ struct BwdTraits : SumTraits<Config> {
 
   static_assert(Config::Layout::kRanks == 1 || (Config::kRows == 1 && Config::kHasSum && !Config::kIsComplex),
                 "blocks share a row where there is a sum to hold, and no imaginary part");
+  static_assert(!Config::kHasPrefetch || (Config::kHasSum && !Config::kIsComplex),
+                "a row that is brought into L2 ahead is that of a sum, and no longer than the transform");
 };
 
 // The points of two arrays that a thread multiplies: u and its gate, or dy and its gate.
@@ -102,6 +105,35 @@ FFTCONV_DEVICE OutputRow<Traits> output_of(const Row<Traits>& row, void* g_array
   return {row_of<io_t>(g_array, strides, row.job, row.channel) + first, length - first, row.thread};
 }
 
+// Has a row of inputs brought into L2 ahead of its loads.
+template <class Traits>
+FFTCONV_DEVICE void prefetch_row(const Row<Traits>& row, int job, const void* g_array, Strides strides, int length) {
+  using Layout = typename Traits::Layout;
+  using io_t = typename Traits::io_t;
+  constexpr int kLine = kLineBytes / static_cast<int>(sizeof(io_t));
+  const io_t* g_row = row_of<io_t>(g_array, strides, job, row.channel);
+  const int end = Traits::kHasTail ? length : Layout::kPoints;
+  static_for<(Layout::kPoints / kLine + Layout::kThreads - 1) / Layout::kThreads>([&](auto i) {
+    const int point = (i.value * Layout::kThreads + row.thread) * kLine;
+    if (point < end) prefetch_to_l2(g_row + point);
+  });
+}
+
+// Of the next row of the chunk what X is made of, and of this one what DZ is: in time for their loads, and not so early
+// that L2 has let go of them.
+template <class Traits>
+FFTCONV_DEVICE void prefetch_next_inputs(const BwdParams& p, const Row<Traits>& row) {
+  prefetch_row<Traits>(row, row.next_job, p.u, p.u_strides, p.in_len);
+  if (has_gate<Traits>(p.has_in_gate)) {
+    prefetch_row<Traits>(row, row.next_job, p.in_gate, p.in_gate_strides, p.in_len);
+  }
+}
+template <class Traits>
+FFTCONV_DEVICE void prefetch_outputs(const BwdParams& p, const Row<Traits>& row) {
+  prefetch_row<Traits>(row, row.job, p.dy, p.dy_strides, p.out_len);
+  if (has_gate<Traits>(p.has_out_gate)) prefetch_row<Traits>(row, row.job, p.out_gate, p.out_gate_strides, p.out_len);
+}
+
 // From z to dz = gate * dy, and d_out_gate = dy * z on the way.
 template <class Traits, Part kPart>
 FFTCONV_DEVICE void turn(const BwdParams& p, complex_t* x, const Row<Traits>& row, const Product<Traits>& out,
@@ -165,6 +197,7 @@ FFTCONV_DEVICE void differentiate(const BwdParams& p, const Row<Traits>& row, Ad
   constexpr int kInversions = Traits::kHasOutGradient + Traits::kHasInGradient;
   const Product<Traits> in = inputs(0);
 
+  if constexpr (Traits::kHasPrefetch) prefetch_outputs<Traits>(p, row);
   if constexpr (Traits::kNeedsX) {
     load_row<Traits>(x, in, inputs, has_in_gate);
     Fft::template forward<kIsReal>(x, row.s_exchange, row.thread, p.twiddles, [] {});
@@ -184,6 +217,7 @@ FFTCONV_DEVICE void differentiate(const BwdParams& p, const Row<Traits>& row, Ad
     if constexpr (Traits::kNeedsX) sync_threads<Traits::Layout::kThreads>();  // all have read the last exchange of X
     load_row<Traits>(x, out, outputs, has_out_gate);
   }
+  if constexpr (Traits::kHasPrefetch) prefetch_next_inputs<Traits>(p, row);
   if constexpr (Traits::kNeedsDz) {
     Fft::template forward<kIsReal>(x, row.s_exchange, row.thread, p.twiddles + p.zero, [] {});
     if constexpr (Traits::kHasSum) add(x);
@@ -215,6 +249,7 @@ struct Config {
   static constexpr bool kHasSum = FFTCONV_HAS_SUM;                   // dk or d_skip
   static constexpr bool kIsSumInRegisters = FFTCONV_IS_SUM_IN_REGISTERS;
   static constexpr int kStashQuads = FFTCONV_STASH_QUADS;  // float4 a thread in shared memory
+  static constexpr bool kHasPrefetch = FFTCONV_HAS_PREFETCH;
 };
 using Traits = fftconv::BwdTraits<Config>;
 static_assert(Traits::kSharedBytes == FFTCONV_SHARED_BYTES, "blocks.py and fftconv_bwd.cu disagree on shared memory");

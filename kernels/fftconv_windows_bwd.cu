@@ -123,6 +123,7 @@ struct Config {
   static constexpr bool kHasSum = FFTCONV_HAS_SUM;                 // dk or d_skip
   static constexpr bool kIsSumInRegisters = FFTCONV_IS_SUM_IN_REGISTERS;
   static constexpr int kStashQuads = FFTCONV_STASH_QUADS;  // float4 a thread in shared memory
+  static constexpr bool kHasPrefetch = false;
 };
 using Traits = fftconv::SumTraits<Config>;
 static_assert(Traits::kSharedBytes == FFTCONV_SHARED_BYTES, "blocks.py and fftconv_windows_bwd.cu disagree on memory");

@@ -1,11 +1,13 @@
-// The only inline PTX, all of sm_90 and later: bulk copies from global to shared memory that complete on an mbarrier, the
+// The only inline PTX. Of sm_90 and later: bulk copies from global to shared memory that complete on an mbarrier, the
 // order of two kernels of which the second is launched while the first runs, and what the blocks of a cluster do to one
-// another. The host runtime of the tests (FFTCONV_HOST) supplies copies and clusters in C++; its kernels run one after
-// the other.
+// another. Of all: prefetches. The host runtime of the tests (FFTCONV_HOST) supplies copies and clusters in C++; its
+// kernels run one after the other.
 #pragma once
 #include "types.cuh"
 
 namespace fftconv {
+
+constexpr int kLineBytes = 128;  // of L2
 
 #ifndef FFTCONV_HOST
 
@@ -95,8 +97,14 @@ FFTCONV_DEVICE void store_async(float4* s_target, unsigned long long* s_barrier,
       : "memory");
 }
 
+// Asks for the line of an address to be in L2 soon.
+FFTCONV_DEVICE void prefetch_to_l2(const void* g_pointer) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(g_pointer)));
+}
+
 #else
 
+inline void prefetch_to_l2(const void* g_pointer) { fftconv_host_prefetch(g_pointer); }
 inline void start_dependent_kernel() {}
 inline void wait_for_previous_kernel() {}
 inline void sync_cluster() {

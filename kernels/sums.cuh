@@ -33,6 +33,7 @@ struct SumTraits : Config {
 template <class Traits>
 struct Row {
   int job, channel, thread;
+  int next_job;    // of a kernel with prefetch: that follows in the chunk, or itself where it is the last
   int turn;        // jobs that the block has done
   bool is_active;  // has a row of its own; otherwise it repeats another one's for the barriers and stores nothing
   complex_t* s_exchange;
@@ -158,6 +159,9 @@ FFTCONV_DEVICE void walk_chunks(const Params& p, char* s_base) {
       const int job = step * batch_slots + (row & (batch_slots - 1));
       own.is_active = has_channel && job < jobs_of(p);
       own.job = job < jobs_of(p) ? job : jobs_of(p) - 1;
+      if constexpr (Traits::kHasPrefetch) {
+        own.next_job = step + 1 < end ? min(job + batch_slots, jobs_of(p) - 1) : own.job;
+      }
       differentiate(p, own, [&](const complex_t* x) {
         if constexpr (!Traits::kIsSumInRegisters) {
           own.add_products_in_memory(x, step == first);
