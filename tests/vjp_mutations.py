@@ -34,6 +34,27 @@ VJP_MUTATIONS = (
         ("tests/test_vjp_kernels.py::test_gradients[256-float16]",),
     ),
     Mutation(
+        "gradient: prefetched row",
+        "kernels/fftconv_bwd.cu",
+        "prefetch_row<Traits>(row, row.next_job, p.u,",
+        "prefetch_row<Traits>(row, row.job, p.u,",
+        ("tests/test_vjp_prefetch.py::test_rows_are_brought_into_l2[4096-float16-2]",),
+    ),
+    Mutation(
+        "gradient: end of a prefetched row",
+        "kernels/fftconv_bwd.cu",
+        "    if (point < end) prefetch_to_l2",
+        "    prefetch_to_l2",
+        ("tests/test_vjp_prefetch.py::test_rows_are_brought_into_l2[4096-float32-3001]",),
+    ),
+    Mutation(
+        "gradient: row that follows in a chunk",
+        "kernels/sums.cuh",
+        "own.next_job = step + 1 < end ?",
+        "own.next_job = true ?",
+        ("tests/test_vjp_prefetch.py::test_rows_are_brought_into_l2[4096-float16-2]",),
+    ),
+    Mutation(
         "gradient: rows without a job",
         "kernels/sums.cuh",
         "if (own.is_active) own.add_products(x, sum);",
