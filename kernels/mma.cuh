@@ -1,5 +1,5 @@
-// Products of 16 x 16 by 16 x 8 matrices of halves on tensor cores, and the 8 x 8 matrices in shared memory that feed
-// them (sm_80 and later). The host runtime of the tests has each of them in C++.
+// Products of 16 x 16 by 16 x 8 matrices of halves, or of bfloat16, on tensor cores, and the 8 x 8 matrices in shared
+// memory that feed them (sm_80 and later). The host runtime of the tests has each of them in C++.
 //
 // A warp holds a matrix in fragments; with g = lane / 4 and t = lane % 4 a word, two halves, of a thread is
 //   left factor (16 x 16):  a[0] row g, columns 2t and 2t + 1; a[1] row g + 8; a[2], a[3] the same 8 columns on;
@@ -23,6 +23,14 @@ FFTCONV_DEVICE void add_product(float (&d)[4], const unsigned (&a)[4], unsigned 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// The same of matrices of bfloat16.
+FFTCONV_DEVICE void add_product_bfloat16(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 // d = a * b, rounded to halves once.
 FFTCONV_DEVICE void set_product(unsigned (&d)[2], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%8, %8};"
@@ -34,6 +42,14 @@ FFTCONV_DEVICE void set_product(unsigned (&d)[2], const unsigned (&a)[4], unsign
 // address of row r of matrix i, 16 bytes.
 FFTCONV_DEVICE void load_transposed(unsigned (&x)[4], const char* s_row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(s_row)))
+               : "memory");
+}
+
+// The same, not transposed: x[i] is columns 2t and 2t + 1 of row g.
+FFTCONV_DEVICE void load_matrices(unsigned (&x)[4], const char* s_row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
                : "r"(static_cast<unsigned>(__cvta_generic_to_shared(s_row)))
                : "memory");
@@ -73,8 +89,14 @@ inline float host_half(unsigned word, int index) {
   return __half2float(*reinterpret_cast<const __half*>(&bits));
 }
 
+inline float host_bfloat16(unsigned word, int index) {
+  const unsigned short bits = word >> (16 * index);
+  return __bfloat162float(*reinterpret_cast<const __nv_bfloat16*>(&bits));
+}
+
 // Each lane reads the fragments of those that hold its rows and columns, from their stacks.
-inline void add_product(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+template <class Value>
+void host_add_product(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, Value value) {
   const HostFragments own = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const HostFragments *row[4], *column[2][4];
@@ -84,12 +106,19 @@ inline void add_product(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsi
     double sum = d[i];
     for (int k = 0; k < 16; k++) {
       const int half = k / 8, source = k % 8 / 2;
-      sum += static_cast<double>(host_half(row[source]->a[i / 2 + 2 * half], k % 2))
-             * host_half(column[i % 2][source]->b[half], k % 2);
+      sum += static_cast<double>(value(row[source]->a[i / 2 + 2 * half], k % 2))
+             * value(column[i % 2][source]->b[half], k % 2);
     }
     d[i] = static_cast<float>(sum);
   }
   __syncwarp();
+}
+
+inline void add_product(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  host_add_product(d, a, b0, b1, host_half);
+}
+inline void add_product_bfloat16(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  host_add_product(d, a, b0, b1, host_bfloat16);
 }
 
 inline void set_product(unsigned (&d)[2], const unsigned (&a)[4], unsigned b0, unsigned b1) {
@@ -106,6 +135,11 @@ inline void load_transposed(unsigned (&x)[4], const char* s_row) {
     const unsigned low = reinterpret_cast<const unsigned short*>(s_first)[g];
     x[i] = low | static_cast<unsigned>(reinterpret_cast<const unsigned short*>(s_second)[g]) << 16;
   }
+}
+
+inline void load_matrices(unsigned (&x)[4], const char* s_row) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  for (int i = 0; i < 4; i++) x[i] = reinterpret_cast<const unsigned*>(__shfl_sync(0xffffffffu, s_row, 8 * i + g))[t];
 }
 
 inline void store_matrices(char* s_row, const unsigned (&x)[4]) {
