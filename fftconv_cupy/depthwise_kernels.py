@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
+from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.blocks import CUDA_TYPES, REDUCE_THREADS
 from fftconv_cupy.depthwise_params import (
     DepthwiseParams,
@@ -17,13 +18,18 @@ from fftconv_cupy.source import KernelSpec
 
 VECTOR_BYTES = 16
 ROW_THREADS = 128  # of depthwise_fwd, depthwise_bwd, depthwise_update and depthwise_state
-TILE_THREADS = 256  # of depthwise_tile and depthwise_taps
+TILE_THREADS = 256  # of depthwise_tile, depthwise_taps and depthwise_mma
 RUN = 16  # points of a thread of depthwise_tile, and points between gaps in shared memory
 GROUP_TAPS = 8  # of a thread of depthwise_taps
 MAX_GROUPS = 8  # of taps in a block of it
 MAX_FORWARD_TAPS = 16  # of depthwise_fwd
 MAX_BACKWARD_TAPS = 8  # of depthwise_bwd
 EPILOGUES = ("none", "silu", "slope")  # in the order of the kernel's enum
+MATRIX_DTYPES = ("float16", "bfloat16")  # of depthwise_mma, as CUDA's tensor cores have them
+MAX_MATRIX_STEPS = 9  # of 16 taps: as many as the longest filter takes
+LEAST_MATRIX_TAPS = 9  # where tensor cores do better than registers
+CHUNK_POINTS = 8  # that depthwise_mma moves at a time
+_MATRIX_CAPABILITY = 80
 _AXES = ("BHL", "BLH")  # in the order of the kernels' enum
 _CACHE_FOLDER = 0  # of FFT sizes
 
@@ -32,6 +38,9 @@ TILE_SHAPES = {"BHL": ((1, 4096), (4, 1024), (16, 256)), "BLH": ((32, 128), (8, 
 
 TAPS_SHAPES = {"BHL": ((1, 2048), (4, 512), (16, 128)), "BLH": ((32, 64), (8, 256))}
 """The same of depthwise_taps."""
+
+MATRIX_SHAPES = {"BHL": ((8, 2048), (8, 1024), (16, 512), (32, 256)), "BLH": ((32, 512), (32, 256))}
+"""The same of depthwise_mma."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +170,50 @@ class TapsVariant:
         return 4 * pitches * (channels + self.has_seq_idx)
 
 
+@dataclass(frozen=True, slots=True)
+class MatrixVariant:
+    """Flags of depthwise_mma.
+
+    Attributes:
+        dtype: of x and y, one of `MATRIX_DTYPES`.
+        layout: "BHL" or "BLH".
+        shape: one of `MATRIX_SHAPES`.
+        steps: of 16 taps, see `matrix_steps`.
+        is_split: a tap is the sum of two numbers of `dtype`, since that of the taps is another one.
+        has_silu: with the activation.
+    """
+
+    dtype: str
+    layout: str
+    shape: tuple[int, int]
+    steps: int
+    is_split: bool
+    has_silu: bool
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory of a block: points; taps, twice; factors."""
+        channels, points = self.shape
+        pitch = -(-(points // CHUNK_POINTS + 2 * self.steps + 1) // 8) * 8
+        return channels * (pitch * VECTOR_BYTES + (1 + self.is_split) * (8 * self.steps + 8) * 8 + 4)
+
+    @property
+    def min_blocks(self) -> int:
+        """Blocks that should fit on a multiprocessor; bounds the registers of a thread."""
+        return 2 if self.steps > 5 else 3
+
+
+def matrix_steps(width: int, pad: int) -> int:
+    """Return the products of 16 taps each that a row of 8 outputs takes, see kernels/depthwise_mma.cu."""
+    shift = -pad % CHUNK_POINTS
+    return -(-(width + shift + CHUNK_POINTS - 1) // 16)
+
+
+def has_matrix_products(limits: ArchLimits) -> bool:
+    """Return whether the GPU can run depthwise_mma."""
+    return int(limits.arch.removeprefix("sm_")) >= _MATRIX_CAPABILITY
+
+
 def row_spec(variant: RowVariant) -> KernelSpec:
     """Return depthwise_fwd or depthwise_bwd."""
     defines = [
@@ -206,6 +259,26 @@ def taps_spec(variant: TapsVariant) -> KernelSpec:
         *_tile_defines(variant, (variant.in_dtype, variant.dz_dtype)),
     )
     return KernelSpec("depthwise_taps", _CACHE_FOLDER, defines)
+
+
+def matrix_spec(variant: MatrixVariant) -> KernelSpec:
+    """Return depthwise_mma."""
+    defines = (
+        ("FFTCONV_IO_T", CUDA_TYPES[variant.dtype]),
+        ("FFTCONV_AXIS", str(_AXES.index(variant.layout))),
+        ("FFTCONV_STEPS", str(variant.steps)),
+        ("FFTCONV_TILES", "2"),
+        ("FFTCONV_IS_SPLIT", str(int(variant.is_split))),
+        ("FFTCONV_IS_SCALED", str(int(variant.is_split and variant.dtype == "float16"))),
+        ("FFTCONV_HAS_SILU", str(int(variant.has_silu))),
+        ("FFTCONV_CHANNELS", str(variant.shape[0])),
+        ("FFTCONV_POINTS", str(variant.shape[1])),
+        ("FFTCONV_THREADS", str(TILE_THREADS)),
+        ("FFTCONV_MIN_BLOCKS", str(variant.min_blocks)),
+        ("FFTCONV_SHARED_BYTES", str(variant.shared_bytes)),
+        ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(DepthwiseParams))),
+    )
+    return KernelSpec("depthwise_mma", _CACHE_FOLDER, defines)
 
 
 def reduce_spec() -> KernelSpec:

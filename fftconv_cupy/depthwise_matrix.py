@@ -1,24 +1,31 @@
-"""Every depthwise kernel that a plan may name: what the compile matrix checks. All GPUs take the same ones."""
+"""Every depthwise kernel that a plan may name: what the compile matrix checks."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
 
+from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.blocks import CUDA_TYPES, REDUCE_THREADS
 from fftconv_cupy.depthwise_kernels import (
     EPILOGUES,
+    MATRIX_DTYPES,
+    MATRIX_SHAPES,
     MAX_BACKWARD_TAPS,
     MAX_FORWARD_TAPS,
     MAX_GROUPS,
+    MAX_MATRIX_STEPS,
     ROW_THREADS,
     RUN,
     TAPS_SHAPES,
     TILE_SHAPES,
     TILE_THREADS,
+    MatrixVariant,
     RowVariant,
     TapsVariant,
     TileVariant,
+    has_matrix_products,
+    matrix_spec,
     min_tile_blocks,
     reduce_spec,
     row_spec,
@@ -33,9 +40,15 @@ from fftconv_cupy.kernel_matrix import Kernel
 _BOOLEANS = (False, True)
 
 
-def iter_depthwise_kernels() -> Iterator[Kernel]:
-    """Yield the kernels; of paddings that are numbers none, for there is one kernel for each."""
+def iter_depthwise_kernels(limits: ArchLimits) -> Iterator[Kernel]:
+    """Yield the kernels; of paddings that are numbers none, for there is one kernel for each.
+
+    Args:
+        limits: of the GPU.
+    """
     yield from _row_kernels()
+    for product in _matrix_variants() if has_matrix_products(limits) else ():
+        yield Kernel(matrix_spec(product), TILE_THREADS, product.min_blocks, product.shared_bytes)
     for variant in _tile_variants():
         yield Kernel(tile_spec(variant), TILE_THREADS, min_tile_blocks(variant), variant.shared_bytes)
     for sums in _taps_variants():
@@ -58,6 +71,12 @@ def _row_kernels() -> Iterator[Kernel]:
                     variants += [RowVariant(dtype, layout, taps, pad, has_silu, True, *pair) for pair in flags]
                 for variant in variants:
                     yield Kernel(row_spec(variant), ROW_THREADS, variant.min_blocks, variant.shared_bytes)
+
+
+def _matrix_variants() -> Iterator[MatrixVariant]:
+    for layout, dtype, is_split, has_silu in itertools.product(LAYOUTS, MATRIX_DTYPES, _BOOLEANS, _BOOLEANS):
+        for shape, steps in itertools.product(MATRIX_SHAPES[layout], range(1, MAX_MATRIX_STEPS + 1)):
+            yield MatrixVariant(dtype, layout, shape, steps, is_split, has_silu)
 
 
 def _tile_variants() -> Iterator[TileVariant]:

@@ -1,7 +1,8 @@
 """Which kernels compute a depthwise convolution or its gradients on an architecture, and why.
 
-Few taps, aligned and with nothing special, go at the speed of memory through depthwise_fwd and depthwise_bwd; all else
-goes through shared memory, depthwise_tile and depthwise_taps.
+Few taps, aligned and with nothing special, go at the speed of memory through depthwise_fwd and depthwise_bwd; so do
+outputs of more of them, of 16-bit arrays, through depthwise_mma on tensor cores. All else goes through shared memory,
+depthwise_tile and depthwise_taps.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fftconv_cupy.archs import ArchLimits
-from fftconv_cupy.depthwise_kernels import MAX_BACKWARD_TAPS, MAX_FORWARD_TAPS
+from fftconv_cupy.depthwise_kernels import LEAST_MATRIX_TAPS, MAX_BACKWARD_TAPS, MAX_FORWARD_TAPS
 from fftconv_cupy.depthwise_problem import DepthwiseProblem, DepthwiseWanted
 from fftconv_cupy.depthwise_steps import (
     Correlation,
@@ -90,7 +91,7 @@ def make_depthwise_plan(problem: DepthwiseProblem, limits: ArchLimits, *, is_vec
     steps = [correlation_step(problem, limits, correlation, is_plain=is_plain, is_vector=is_vector)]
     if problem.has_final_state:
         steps.append(state_step(problem))
-    reasons = _reasons(problem, MAX_FORWARD_TAPS, is_plain=is_plain, is_vector=is_vector)
+    reasons = _reasons(problem, MAX_FORWARD_TAPS, steps, is_plain=is_plain, is_vector=is_vector)
     return DepthwisePlan(problem, limits, tuple(steps), reasons=reasons)
 
 
@@ -139,7 +140,7 @@ def make_depthwise_vjp_plan(
         tuple(steps),
         dz_bytes=-(-4 * points // _ALIGNMENT) * _ALIGNMENT if has_dz else 0,
         sums_bytes=4 * chunks * (problem.width + 1) * problem.channels if has_sums else 0,
-        reasons=_reasons(problem, MAX_BACKWARD_TAPS, is_plain=is_plain, is_vector=is_vector),
+        reasons=_reasons(problem, MAX_BACKWARD_TAPS, steps, is_plain=is_plain, is_vector=is_vector),
     )
 
 
@@ -176,8 +177,12 @@ def _transposed(problem: DepthwiseProblem, wanted: DepthwiseWanted, dz_dtype: st
     )
 
 
-def _reasons(problem: DepthwiseProblem, most_taps: int, *, is_plain: bool, is_vector: bool) -> tuple[str, ...]:
+def _reasons(
+    problem: DepthwiseProblem, most_taps: int, steps: list[Step], *, is_plain: bool, is_vector: bool
+) -> tuple[str, ...]:
     reasons = []
+    if any(step.spec.entry == "depthwise_mma" for step in steps):
+        reasons.append(f"{LEAST_MATRIX_TAPS} taps or more, of a 16-bit array: tensor cores multiply them")
     if problem.width > most_taps:
         reasons.append(f"more than {most_taps} taps: points and sums do not fit in registers")
     if problem.pad >= problem.width:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,16 +10,24 @@ from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.blocks import REDUCE_COLUMNS, REDUCE_THREADS
 from fftconv_cupy.depthwise_kernels import (
     GROUP_TAPS,
+    LEAST_MATRIX_TAPS,
+    MATRIX_DTYPES,
+    MATRIX_SHAPES,
     MAX_FORWARD_TAPS,
     MAX_GROUPS,
+    MAX_MATRIX_STEPS,
     ROW_THREADS,
     RUN,
     TAPS_SHAPES,
     TILE_SHAPES,
     TILE_THREADS,
+    MatrixVariant,
     RowVariant,
     TapsVariant,
     TileVariant,
+    has_matrix_products,
+    matrix_spec,
+    matrix_steps,
     reduce_spec,
     row_spec,
     state_spec,
@@ -34,6 +43,8 @@ _WARP = 32
 _WAVES = 4  # blocks that follow each other on a multiprocessor, so that the slowest one does not hold up much
 _ROW_WARPS = 16  # of a multiprocessor: those of depthwise_fwd and depthwise_bwd, about
 _TAPS_BLOCKS = 2  # of a multiprocessor: those of depthwise_taps, about
+_MATRIX_BLOCKS = 3 * _WAVES  # of depthwise_mma, for each of its places on a multiprocessor
+_SYSTEM_BYTES = 1024  # of shared memory that each block takes beside its own
 _SUM_POINTS = 256  # of a channel for each partial sum, at least, where there are enough for all blocks
 _TIME_TILES = (128, 64, 32, 16)  # points that a thread walks down
 
@@ -89,7 +100,7 @@ class Correlation:
 def correlation_step(
     problem: DepthwiseProblem, limits: ArchLimits, correlation: Correlation, *, is_plain: bool, is_vector: bool
 ) -> Step:
-    """Return the launch of a correlation, in registers where it can be and in shared memory where it cannot.
+    """Return the launch of a correlation: in registers, on tensor cores, or in shared memory where neither can be.
 
     Args:
         problem: the convolution that it belongs to.
@@ -99,9 +110,11 @@ def correlation_step(
         is_vector: 16 bytes can be accessed at a time.
     """
     is_same = correlation.in_dtype == correlation.out_dtype and correlation.epilogue != "slope"
-    is_near = 0 <= correlation.pad < problem.width <= MAX_FORWARD_TAPS
-    if is_plain and is_vector and is_same and is_near:
-        return _row_step(problem, limits, correlation)
+    if is_plain and is_vector and is_same and correlation.out_begin == 0:
+        if _suits_matrix(problem, limits, correlation):
+            return _matrix_step(problem, limits, correlation)
+        if 0 <= correlation.pad < problem.width <= MAX_FORWARD_TAPS:
+            return _row_step(problem, limits, correlation)
     return _tile_step(problem, correlation, is_vector=is_vector)
 
 
@@ -224,6 +237,53 @@ def _row_step(problem: DepthwiseProblem, limits: ArchLimits, correlation: Correl
         variant.shared_bytes,
         (tiles * across, min(problem.batch, _GRID_Y), 1),
         _numbers(problem, correlation, tiles, tile_len, log2_lanes),
+    )
+
+
+def _suits_matrix(problem: DepthwiseProblem, limits: ArchLimits, correlation: Correlation) -> bool:
+    """Return whether depthwise_mma is there for a correlation that is plain and aligned, and does it best."""
+    has_many = problem.width >= LEAST_MATRIX_TAPS and matrix_steps(problem.width, correlation.pad) <= MAX_MATRIX_STEPS
+    return has_many and correlation.in_dtype in MATRIX_DTYPES and has_matrix_products(limits)
+
+
+def _matrix_step(problem: DepthwiseProblem, limits: ArchLimits, correlation: Correlation) -> Step:
+    """Return the launch of depthwise_mma."""
+    variants = [
+        MatrixVariant(
+            dtype=problem.dtype,
+            layout=problem.layout,
+            shape=shape,
+            steps=matrix_steps(problem.width, correlation.pad),
+            is_split=problem.weight_dtype != problem.dtype,
+            has_silu=correlation.epilogue == "silu",
+        )
+        for shape in MATRIX_SHAPES[problem.layout]
+    ]
+
+    def counts(variant: MatrixVariant) -> tuple[int, int]:
+        """Return the tiles side by side across the channels, and in time."""
+        return -(-problem.channels // variant.shape[0]), -(-correlation.out_end // variant.shape[1])
+
+    def places(variant: MatrixVariant) -> int:
+        """Return the blocks that run at a time."""
+        fitting = limits.multiprocessor_shared_bytes // (variant.shared_bytes + _SYSTEM_BYTES)
+        return limits.multiprocessors * min(fitting, variant.min_blocks)
+
+    def points_in_turn(variant: MatrixVariant) -> int:
+        """Return the points that follow each other in such a place, those around tiles included."""
+        turns = -(-problem.batch * math.prod(counts(variant)) // places(variant))
+        return turns * variant.shape[0] * (variant.shape[1] + problem.width)
+
+    variant = min(variants, key=points_in_turn)
+    across, time_tiles = counts(variant)
+    chunks, chunk_items = _chunks(problem.batch * time_tiles, max(1, _MATRIX_BLOCKS * places(variant) // across))
+    return Step(
+        correlation.role,
+        matrix_spec(variant),
+        TILE_THREADS,
+        variant.shared_bytes,
+        (across * chunks, 1, 1),
+        _numbers(problem, correlation, 1, variant.shape[1], 0, time_tiles, chunks, chunk_items),
     )
 
 

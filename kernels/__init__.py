@@ -37,6 +37,7 @@ Those of short depthwise convolutions:
 
 - ``depthwise_params.cuh``, ``depthwise.cuh``: parameters; vectors, taps of any dtype, the activation.
 - ``depthwise_fwd.cu``, ``depthwise_bwd.cu``: few taps, in registers: outputs, and all gradients in one pass.
+- ``depthwise_mma.cu``: many taps of 16-bit arrays, on tensor cores: outputs, and the gradient of the rows.
 - ``depthwise_tile.cuh``, ``depthwise_tile.cu``, ``depthwise_taps.cu``: anything else, in shared memory: outputs and the
   gradient of the rows; the gradients of taps and bias.
 - ``depthwise_reduce.cu``, ``depthwise_state.cu``, ``depthwise_update.cu``: the sum of partial sums, the final state, a

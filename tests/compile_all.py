@@ -77,7 +77,7 @@ def jobs_of(archs: tuple[str, ...], fft_sizes: tuple[int, ...], sample: str) -> 
     """Return the compilations asked for."""
     kernels = {arch: [*iter_kernels(arch, fft_sizes=fft_sizes or None)] for arch in archs}
     if not fft_sizes:  # those of short depthwise convolutions have none
-        kernels = {arch: [*those, *iter_depthwise_kernels()] for arch, those in kernels.items()}
+        kernels = {arch: [*those, *iter_depthwise_kernels(ARCHS[arch])] for arch, those in kernels.items()}
     jobs = [
         Job(arch, kernel.spec, max_registers(kernel.threads, kernel.min_blocks))
         for arch, those in kernels.items()

@@ -16,8 +16,10 @@ def _walk(name: str) -> tuple[str, ...]:
 
 _RACE = "tests/test_depthwise_kernels.py::test_no_races"
 _MANY = "tests/test_depthwise_kernels.py::test_no_races_of_many_taps"
+_MATRIX = "tests/test_depthwise_kernels.py::test_many_taps_of_16_bits_take_tensor_cores"
+_FINITE = "tests/test_depthwise_kernels.py::test_a_point_that_is_not_finite_stays_with_the_outputs_that_see_it"
 _UPDATE = "tests/test_depthwise_kernels.py::test_update"
-_TILED = _walk("3x3x4504x18-float16-float32-float32-BHL-causal-silu-none-packed-all-sm_90")
+_TILED = _walk("3x3x4504x18-float32-float32-float32-BHL-causal-silu-none-packed-all-sm_90")
 _STATES = _walk("3x2x9000x3-float16-float32-float32-BHL-causal-linear-states-packed-all-sm_90")
 
 DEPTHWISE_MUTATIONS = (
@@ -119,8 +121,36 @@ DEPTHWISE_MUTATIONS = (
         "",
         (
             "tests/test_depthwise_kernels.py::"
-            "test_a_point_that_is_not_finite_stays_with_the_outputs_that_see_it[nan-BHL-20]",
+            "test_a_point_that_is_not_finite_stays_with_the_outputs_that_see_it[nan-BHL-20-float32]",
         ),
+    ),
+    Mutation(
+        "depthwise: points that an output on tensor cores does not see",
+        "kernels/depthwise_mma.cu",
+        "if (__any_sync(0xffffffffu, difference != 0.f))",
+        "if (__any_sync(0xffffffffu, difference > 0.f))",
+        (f"{_FINITE}[nan-BHL-20-float16]",),
+    ),
+    Mutation(
+        "depthwise: rest of a tap in 16 bits",
+        "kernels/depthwise_mma.cu",
+        "rest -= S::widen(value);",
+        "rest = 0.f;",
+        (f"{_MATRIX}[17-BHL-same]",),
+    ),
+    Mutation(
+        "depthwise: barrier before chunks are overwritten",
+        "kernels/depthwise_mma.cu",
+        "      row.convolve(taps, batch, start);\n    }\n    __syncthreads();",
+        "      row.convolve(taps, batch, start);\n    }",
+        ("tests/test_depthwise_kernels.py::test_no_races_on_tensor_cores[BHL]",),
+    ),
+    Mutation(
+        "depthwise: shift of the taps",
+        "kernels/depthwise_mma.cu",
+        "chunks * kChunkPoints - pad)",
+        "0)",
+        (f"{_MATRIX}[64-BLH-causal]",),
     ),
     Mutation(
         "depthwise: state before the row",

@@ -29,6 +29,7 @@ _CASES = tuple(
         ("float16", 72, 8, "none"),
         ("float16", 72, 16, "none"),
         ("float16", 301, 70, "none"),
+        ("bfloat16", 304, 70, "none"),
         ("float32", 304, 128, "none"),
         ("float16", 72, 4, "states"),
         ("float16", 72, 5, "seq_idx"),

@@ -18,6 +18,7 @@ from fftconv_cupy import depthwise_steps, numeric
 
 FAST = ["depthwise_fwd"]
 TILED = ["depthwise_tile"]
+MATRIX = ["depthwise_mma"]
 FUSED = ["depthwise_bwd", "depthwise_reduce"]
 OUTPUT_CASES = drawn("outputs", 1500)
 GRADIENT_CASES = drawn("gradients", 1500)
@@ -45,7 +46,37 @@ def test_few_taps_of_aligned_rows_take_the_fast_kernels(width: int, layout: str,
 @pytest.mark.parametrize("layout", ["BHL", "BLH"])
 @pytest.mark.parametrize("width", [9, 12, 16])
 def test_a_dozen_taps_take_the_fast_kernel(width: int, layout: str) -> None:
-    assert check_outputs(DepthwiseCase((2, 24, 136, width), "same", layout=layout), orders=ORDERS[:1]) == FAST
+    case = DepthwiseCase((2, 24, 136, width), "same", layout=layout)
+    assert check_outputs(replace(case, dtype="float32"), orders=ORDERS[:1]) == FAST
+    assert check_outputs(replace(case, arch="sm_75"), orders=ORDERS[:1]) == FAST
+
+
+@pytest.mark.parametrize("padding", ["causal", "same", "more"])
+@pytest.mark.parametrize("layout", ["BHL", "BLH"])
+@pytest.mark.parametrize("width", [9, 17, 64, 65, 127, 128])
+def test_many_taps_of_16_bits_take_tensor_cores(width: int, layout: str, padding: str) -> None:
+    # An odd number of taps leaves as many outputs more as it finds points, eighty here.
+    points = (width - 1) // 2 + 40 if padding == "more" else padding
+    if padding == "more" and width % 2 == 0:
+        pytest.skip("the outputs are not aligned")
+    activation = "silu" if width % 2 else None
+    for dtype, weight_dtype in (("float16", "float32"), ("bfloat16", "float16"), ("float16", "float16")):
+        case = DepthwiseCase((2, 40, 136, width), points, dtype, weight_dtype, layout=layout, activation=activation)
+        assert check_outputs(case, orders=ORDERS[:1]) == MATRIX
+
+
+@pytest.mark.parametrize(
+    ("dtype", "of_taps", "of_points"),
+    [("float16", 1e-7, 1e3), ("float16", 1e7, 1e-3), ("bfloat16", 1e-30, 1.0), ("bfloat16", 1e30, 1.0)],
+)
+def test_taps_of_any_magnitude_are_as_exact_on_tensor_cores(dtype: str, of_taps: float, of_points: float) -> None:
+    case = DepthwiseCase((2, 8, 136, 20), "same", dtype, bias_dtype=None)
+    inputs = make_inputs(case)
+    points, taps = inputs.x.astype(np.float32) * of_points, inputs.weight * np.float32(of_taps)
+    inputs = inputs._replace(x=points.astype(inputs.x.dtype), weight=taps)
+    y, _, entries = run_outputs(case, inputs)
+    assert entries == MATRIX
+    assert numeric.compare(y, Exact(case, inputs).outputs(), dtype).ok
 
 
 def test_only_the_gradient_of_x_of_a_linear_convolution_is_a_convolution() -> None:
@@ -67,18 +98,31 @@ def test_no_races_of_many_taps(layout: str) -> None:
     check_gradients(case, orders=ORDERS[:1], race_check=True)
 
 
+@pytest.mark.parametrize("layout", ["BHL", "BLH"])
+def test_no_races_on_tensor_cores(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depthwise_steps, "_MATRIX_BLOCKS", 0)
+    case = DepthwiseCase((2, 40, 304, 20), layout=layout)
+    inputs = make_inputs(case)
+    inputs.x[1, 3, 50] = np.inf
+    _, _, entries = run_outputs(case, inputs, race_check=True)
+    assert entries == MATRIX
+
+
 @pytest.mark.parametrize("case", LARGE, ids=lambda case: case.label)
 def test_blocks_that_walk(case: DepthwiseCase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(depthwise_steps, "_GRID_Y", 2)
+    monkeypatch.setattr(depthwise_steps, "_MATRIX_BLOCKS", 0)
     check_outputs(case, orders=ORDERS[:1])
     check_gradients(case, orders=ORDERS[:1])
 
 
-@pytest.mark.parametrize("width", [4, 20])
+@pytest.mark.parametrize(("width", "dtype"), [(4, "float16"), (20, "float16"), (20, "float32")])
 @pytest.mark.parametrize("layout", ["BHL", "BLH"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_point_that_is_not_finite_stays_with_the_outputs_that_see_it(layout: str, width: int, bad: float) -> None:
-    case = DepthwiseCase((2, 8, 136, width), layout=layout, activation="silu")
+def test_a_point_that_is_not_finite_stays_with_the_outputs_that_see_it(
+    layout: str, width: int, dtype: str, bad: float
+) -> None:
+    case = DepthwiseCase((2, 8, 136, width), dtype=dtype, layout=layout, activation="silu")
     inputs = make_inputs(case)
     inputs.x[1, 3, 50] = bad
     y, _, _ = run_outputs(case, inputs)

@@ -46,7 +46,7 @@ def test_few_taps_take_one_pass(layout: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"width": 17}, "more than 16 taps"),
+        ({"width": 17, "dtype": "float32"}, "more than 16 taps"),
         ({"padding": 4}, "padding"),
         ({"has_seq_idx": True}, "sequence indices"),
         ({"has_initial_state": True}, "states"),
@@ -56,6 +56,25 @@ def test_all_else_goes_through_shared_memory(changes: dict[str, Any], reason: st
     plan = make_depthwise_plan(problem_of(**changes), H100)
     assert entries(plan) == ["tile"]
     assert reason in " ".join(plan.reasons)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("layout", ["BHL", "BLH"])
+@pytest.mark.parametrize("width", [9, 64, 128])
+def test_many_taps_of_16_bits_go_to_tensor_cores(width: int, layout: str, dtype: str) -> None:
+    problem = problem_of(width=width, layout=layout, dtype=dtype)
+    plan = make_depthwise_plan(problem, H100)
+    assert entries(plan) == ["mma"]
+    assert "tensor cores" in " ".join(plan.reasons)
+    assert entries(make_depthwise_vjp_plan(problem, ALL, H100)) == ["mma", "taps", "reduce"]
+    assert entries(make_depthwise_plan(problem, ARCHS["sm_75"])) == ["fwd" if width <= 16 else "tile"]
+    assert entries(make_depthwise_plan(problem, H100, is_vector=False)) == ["tile"]
+
+
+@pytest.mark.parametrize("layout", ["BHL", "BLH"])
+def test_a_small_batch_is_cut_into_tiles_for_most_multiprocessors(layout: str) -> None:
+    (step,) = make_depthwise_plan(problem_of(1, 768, 2048, 64, layout=layout), H100).steps
+    assert step.grid[0] > H100.multiprocessors
 
 
 def test_rows_that_are_not_aligned_go_through_shared_memory() -> None:
@@ -125,17 +144,17 @@ def test_the_grid_fits_whatever_the_sizes(problem: DepthwiseProblem, *, is_vecto
         for step in itertools.chain.from_iterable(plan.steps for plan in plans):
             assert 1 <= step.grid[0] < 1 << 31
             assert all(1 <= size <= 65535 for size in step.grid[1:])
-            assert step.shared_bytes <= 64 << 10
+            assert step.shared_bytes <= ARCHS[arch].block_shared_bytes
 
 
 @pytest.mark.parametrize("arch", list(ARCHS))
 def test_every_kernel_fits_every_gpu(arch: str) -> None:
-    for kernel in iter_depthwise_kernels():
+    for kernel in iter_depthwise_kernels(ARCHS[arch]):
         assert kernel.shared_bytes <= ARCHS[arch].block_shared_bytes
 
 
 def test_the_plans_kernels_are_in_the_matrix() -> None:
-    known = {kernel.spec.entry for kernel in iter_depthwise_kernels()}
+    known = {kernel.spec.entry for kernel in iter_depthwise_kernels(H100)}
     problem = problem_of(width=20, activation="silu", has_final_state=True)
     plans = (
         make_depthwise_plan(problem_of(), H100),
