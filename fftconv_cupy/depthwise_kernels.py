@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.blocks import CUDA_TYPES, REDUCE_THREADS
@@ -43,6 +44,38 @@ MATRIX_SHAPES = {"BHL": ((8, 2048), (8, 1024), (16, 512), (32, 256)), "BLH": ((3
 """The same of depthwise_mma."""
 
 
+class RowShape(NamedTuple):
+    """What a thread of depthwise_fwd or depthwise_bwd takes.
+
+    Attributes:
+        vector: elements of unit stride that it accesses together.
+        repeat: of these at a time: in BHL side by side (backward) or a block apart, in BLH in time.
+        min_blocks: blocks that should fit on a multiprocessor; bounds the registers of a thread.
+        log2_lanes: in BLH, of the threads side by side along the channels, at most.
+    """
+
+    vector: int
+    repeat: int
+    min_blocks: int
+    log2_lanes: int = 7
+
+
+ROW_SHAPES = {
+    ("BHL", False, 2): ((8, RowShape(8, 2, 6)), (16, RowShape(8, 2, 4))),
+    ("BHL", False, 4): ((8, RowShape(4, 2, 6)), (16, RowShape(4, 2, 4))),
+    ("BLH", False, 2): ((4, RowShape(8, 4, 4)), (8, RowShape(4, 8, 4)), (16, RowShape(2, 8, 3))),
+    ("BLH", False, 4): ((8, RowShape(4, 4, 3)), (16, RowShape(2, 8, 3))),
+    ("BHL", True, 2): ((8, RowShape(8, 1, 4)),),
+    ("BHL", True, 4): ((8, RowShape(4, 2, 4)),),
+    ("BLH", True, 2): ((4, RowShape(4, 4, 4, 5)), (8, RowShape(2, 8, 4, 6))),
+    ("BLH", True, 4): ((8, RowShape(2, 8, 3)),),
+}
+"""By layout, direction (backward) and bytes of an element: up to how many taps which shape.
+
+In BLH the taps, points and sums of so many channels fit in registers.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class RowVariant:
     """Flags of depthwise_fwd, and with `has_input` and `has_sums` of depthwise_bwd.
@@ -68,37 +101,17 @@ class RowVariant:
     has_sums: bool = False
 
     @property
-    def vector(self) -> int:
-        """Elements of unit stride that a thread accesses together."""
-        widest = VECTOR_BYTES // ITEM_BYTES[self.dtype]
-        if self.layout == "BHL":
-            return widest
-        # Taps, points and sums of so many channels fit in registers.
-        if self.is_backward:
-            return min(widest, 4) if self.taps <= 4 and self.dtype != "float32" else 2
-        return min(widest, 8 if self.taps <= 4 else 4 if self.taps <= 8 else 2)
-
-    @property
-    def repeat(self) -> int:
-        """Vectors that a thread takes at a time: in BHL side by side (backward) or a block apart, in BLH in time."""
-        if self.layout == "BLH":
-            return 4 if self.vector >= 4 else 8
-        if not self.is_backward:
-            return 2
-        return 2 if self.taps > 4 or self.dtype == "float32" else 1
-
-    @property
-    def min_blocks(self) -> int:
-        """Blocks that should fit on a multiprocessor; bounds the registers of a thread."""
-        if self.is_backward:
-            return 3 if self.layout == "BLH" else 4
-        return 6 if self.layout == "BHL" and self.taps <= 8 else 4
+    def shape(self) -> RowShape:
+        """What a thread takes: the row of `ROW_SHAPES` that holds for so many taps."""
+        table = ROW_SHAPES[self.layout, self.is_backward, ITEM_BYTES[self.dtype]]
+        return next(shape for most_taps, shape in table if self.taps <= most_taps)
 
     @property
     def shared_bytes(self) -> int:
-        """Dynamic shared memory of a block: sums of its warps, or of shorter rows."""
-        has_exchange = self.is_backward and self.layout == "BHL" and self.has_sums
-        return 4 * ROW_THREADS * (self.taps + 1) if has_exchange else 0
+        """Dynamic shared memory of a block: its taps in BLH; in BHL sums of its warps, or of shorter rows."""
+        if self.layout == "BLH":
+            return 4 * (self.taps + 1) * (ROW_THREADS * self.shape.vector + 4)
+        return 4 * ROW_THREADS * (self.taps + 1) if self.has_sums else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,10 +234,10 @@ def row_spec(variant: RowVariant) -> KernelSpec:
         ("FFTCONV_AXIS", str(_AXES.index(variant.layout))),
         ("FFTCONV_TAPS", str(variant.taps)),
         ("FFTCONV_PAD", str(variant.pad)),
-        ("FFTCONV_VECTOR", str(variant.vector)),
-        ("FFTCONV_REPEAT", str(variant.repeat)),
+        ("FFTCONV_VECTOR", str(variant.shape.vector)),
+        ("FFTCONV_REPEAT", str(variant.shape.repeat)),
         ("FFTCONV_THREADS", str(ROW_THREADS)),
-        ("FFTCONV_MIN_BLOCKS", str(variant.min_blocks)),
+        ("FFTCONV_MIN_BLOCKS", str(variant.shape.min_blocks)),
         ("FFTCONV_HAS_SILU", str(int(variant.has_silu))),
         ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(DepthwiseParams))),
     ]

@@ -70,7 +70,7 @@ def _row_kernels() -> Iterator[Kernel]:
                     flags = ((True, True), (False, True), *(((True, False),) if has_silu else ()))
                     variants += [RowVariant(dtype, layout, taps, pad, has_silu, True, *pair) for pair in flags]
                 for variant in variants:
-                    yield Kernel(row_spec(variant), ROW_THREADS, variant.min_blocks, variant.shared_bytes)
+                    yield Kernel(row_spec(variant), ROW_THREADS, variant.shape.min_blocks, variant.shared_bytes)
 
 
 def _matrix_variants() -> Iterator[MatrixVariant]:

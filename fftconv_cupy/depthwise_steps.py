@@ -41,6 +41,8 @@ from fftconv_cupy.source import KernelSpec
 _GRID_Y = 65535
 _WARP = 32
 _WAVES = 4  # blocks that follow each other on a multiprocessor, so that the slowest one does not hold up much
+_FUSED_WAVES = 12  # the same of depthwise_bwd
+_WALK_WAVES = 2  # and of depthwise_fwd where threads walk down in time
 _ROW_WARPS = 16  # of a multiprocessor: those of depthwise_fwd and depthwise_bwd, about
 _TAPS_BLOCKS = 2  # of a multiprocessor: those of depthwise_taps, about
 _MATRIX_BLOCKS = 3 * _WAVES  # of depthwise_mma, for each of its places on a multiprocessor
@@ -132,32 +134,31 @@ def fused_step(problem: DepthwiseProblem, limits: ArchLimits, *, has_input: bool
     pad = problem.pad if is_rows else 0
     variant = RowVariant(problem.dtype, problem.layout, problem.width, pad, has_silu, True, has_input, has_sums)
     extent = max(problem.seqlen, problem.out_len)
-    blocks = _WAVES * limits.multiprocessors * _ROW_WARPS * _WARP // ROW_THREADS
+    blocks = _FUSED_WAVES * limits.multiprocessors * _ROW_WARPS * _WARP // ROW_THREADS
     if is_rows:
-        vectors = -(-extent // variant.vector)
-        log2_lanes = min(_log2(ROW_THREADS), _log2(-(-vectors // variant.repeat)))
-        tile_len = variant.vector * variant.repeat << log2_lanes
+        vectors = -(-extent // variant.shape.vector)
+        log2_lanes = min(_log2(ROW_THREADS), _log2(-(-vectors // variant.shape.repeat)))
+        tile_len = variant.shape.vector * variant.shape.repeat << log2_lanes
         tiles, across = 1, -(-problem.channels // (ROW_THREADS >> log2_lanes))
         slots = 1
     else:
-        columns = problem.channels // variant.vector
-        log2_lanes = _channel_lanes(columns)
+        columns = problem.channels // variant.shape.vector
+        log2_lanes = _channel_lanes(columns, variant.shape.log2_lanes)
         tiles, slots = -(-columns // (1 << log2_lanes)), ROW_THREADS >> log2_lanes
         across = tiles
-        wanted_items = blocks * slots // tiles
-        tile_len = _time_tile(extent, problem.batch, wanted_items, 32)
+        tile_len = _time_tile(extent, problem.batch, blocks * slots // tiles, 32)
     time_tiles = -(-extent // tile_len)
     items = problem.batch * time_tiles
     # As many sums as keep all blocks busy, but no more than are few beside the points they sum.
-    most = max(problem.batch * extent // _SUM_POINTS, blocks * slots // (_WAVES * across), 1)
-    chunks, chunk_items = _chunks(items, min(most, max(1, blocks * slots // across)))
+    most = max(problem.batch * extent // _SUM_POINTS, blocks // (_FUSED_WAVES * across), 1)
+    chunks, chunk_items = _chunks(items, min(most, max(1, blocks // across)), slots)
     correlation = Correlation("all", problem.dtype, problem.dtype, problem.seqlen, 0, problem.seqlen, problem.pad)
     step = Step(
         "all",
         row_spec(variant),
         ROW_THREADS,
         variant.shared_bytes,
-        (across * -(-chunks // slots), 1, 1),
+        (across * chunks, 1, 1),
         _numbers(problem, correlation, tiles, tile_len, log2_lanes, time_tiles, chunks, chunk_items),
     )
     return step, chunks
@@ -218,15 +219,15 @@ def _row_step(problem: DepthwiseProblem, limits: ArchLimits, correlation: Correl
     pad = correlation.pad if is_rows else 0
     variant = RowVariant(problem.dtype, problem.layout, problem.width, pad, correlation.epilogue == "silu")
     if is_rows:
-        vectors = -(-correlation.out_end // variant.vector)
-        log2_lanes = min(_log2(ROW_THREADS), _log2(-(-vectors // variant.repeat)))
-        tiles = -(-vectors // (variant.repeat << log2_lanes))
+        vectors = -(-correlation.out_end // variant.shape.vector)
+        log2_lanes = min(_log2(ROW_THREADS), _log2(-(-vectors // variant.shape.repeat)))
+        tiles = -(-vectors // (variant.shape.repeat << log2_lanes))
         across, tile_len = -(-problem.channels // (ROW_THREADS >> log2_lanes)), 0
     else:
-        columns = problem.channels // variant.vector
-        log2_lanes = _channel_lanes(columns)
+        columns = problem.channels // variant.shape.vector
+        log2_lanes = _channel_lanes(columns, variant.shape.log2_lanes)
         tiles = -(-columns // (1 << log2_lanes))
-        warps = 2 * limits.multiprocessors * _ROW_WARPS
+        warps = _WALK_WAVES * limits.multiprocessors * _ROW_WARPS
         wanted_tiles = warps * _WARP // (tiles << log2_lanes)
         tile_len = _time_tile(correlation.out_end, problem.batch, wanted_tiles, 16 if problem.width <= 4 else 32)
         across = -(-correlation.out_end // (tile_len * (ROW_THREADS >> log2_lanes)))
@@ -335,9 +336,9 @@ def _log2(count: int) -> int:
     return max(0, count - 1).bit_length()
 
 
-def _channel_lanes(columns: int) -> int:
-    """Return log2 of the threads side by side on `columns` vectors of channels: many, but few of them idle."""
-    widest = min(_log2(ROW_THREADS), _log2(columns))
+def _channel_lanes(columns: int, most: int) -> int:
+    """Return log2 of the threads side by side on `columns` vectors of channels: up to `most`, but few of them idle."""
+    widest = min(most, _log2(columns))
     for log2_lanes in range(widest, _log2(_WARP), -1):
         if -(-columns // (1 << log2_lanes)) << log2_lanes <= columns + columns // 16:
             return log2_lanes
@@ -352,9 +353,9 @@ def _time_tile(extent: int, batch: int, wanted_tiles: int, shortest: int) -> int
     return shortest
 
 
-def _chunks(items: int, most: int) -> tuple[int, int]:
-    """Deal out items to at most `most` chunks of like size; return the chunks and the items of each."""
-    chunk_items = -(-items // min(items, most))
+def _chunks(items: int, most: int, slots: int = 1) -> tuple[int, int]:
+    """Deal out items to at most `most` chunks of as many items, a multiple of `slots`; return the chunks and items."""
+    chunk_items = -(-items // (min(items, most) * slots)) * slots
     return -(-items // chunk_items), chunk_items
 
 

@@ -31,6 +31,58 @@ FFTCONV_DEVICE float load_bias(const DepthwiseParams& p, int channel) {
   return p.bias == nullptr ? 0.f : load_as(p.bias_type, p.bias, channel * p.bias_stride);
 }
 
+// Taps and bias of kThreads x kCount channels that lie side by side, or fewer, in shared memory: [kTaps + 1][kPitch],
+// the last row that of the bias. A block loads them together, since a channel's taps lie far from the next one's for
+// threads that take kCount channels each.
+template <int kThreads, int kTaps, int kCount>
+struct BlockTaps {
+  static constexpr int kPitch = kThreads * kCount + 4;  // taps of a channel, which are loaded together, in other banks
+  float* s_values;
+
+  // Channels from `channel` on, `count` of them.
+  FFTCONV_DEVICE void load(const DepthwiseParams& p, int channel, int count) const {
+    if (p.weight_type == kFloat32) {
+      load_as_type<float>(p, channel, count);
+    } else if (p.weight_type == kFloat16) {
+      load_as_type<__half>(p, channel, count);
+    } else {
+      load_as_type<__nv_bfloat16>(p, channel, count);
+    }
+    static_for<kCount>([&](auto i) {
+      const int own = threadIdx.x + i.value * kThreads;
+      if (own < count) s_values[kTaps * kPitch + own] = load_bias(p, channel + own);
+    });
+  }
+  // Those of the kCount channels from `own` on.
+  FFTCONV_DEVICE void read(float (&taps)[kTaps][kCount], float (&bias)[kCount], int own) const {
+    static_for<kTaps>([&](auto j) {
+      static_for<kCount>([&](auto c) { taps[j.value][c.value] = s_values[j.value * kPitch + own + c.value]; });
+    });
+    static_for<kCount>([&](auto c) { bias[c.value] = s_values[kTaps * kPitch + own + c.value]; });
+  }
+
+ private:
+  template <class weight_t>
+  FFTCONV_DEVICE void load_as_type(const DepthwiseParams& p, int channel, int count) const {
+    const weight_t* g_taps = static_cast<const weight_t*>(p.weight) + channel * p.weight_stride;
+    constexpr int kBatch = 8;  // taps that a thread waits for together
+#pragma unroll 1
+    for (int first = threadIdx.x; first < count * kTaps; first += kBatch * kThreads) {
+      weight_t values[kBatch];
+      static_for<kBatch>([&](auto i) {
+        const int index = first + i.value * kThreads, own = index / kTaps, tap = index % kTaps;
+        if (own < count) {
+          values[i.value] = g_taps[own * p.weight_stride + (p.is_reversed ? kTaps - 1 - tap : tap) * p.tap_stride];
+        }
+      });
+      static_for<kBatch>([&](auto i) {
+        const int index = first + i.value * kThreads, own = index / kTaps, tap = index % kTaps;
+        if (own < count) s_values[tap * kPitch + own] = Storage<weight_t>::widen(values[i.value]);
+      });
+    }
+  }
+};
+
 FFTCONV_DEVICE float sigmoid(float z) { return __fdividef(1.f, 1.f + __expf(-z)); }
 
 // z * sigmoid(z) and its derivative.
@@ -67,10 +119,10 @@ struct Vector {
   using word_t = typename WordOf<kCount* static_cast<int>(sizeof(io_t))>::type;
   word_t word;
 
-  // Zeros where the condition does not hold. The read-only path: inputs are never written while a kernel runs.
+  // Zeros where the condition does not hold. A plain load, for the reason that load_as tells.
   FFTCONV_DEVICE static Vector load_if(bool condition, const io_t* g_values) {
     Vector v{};
-    if (condition) v.word = __ldg(reinterpret_cast<const word_t*>(g_values));
+    if (condition) v.word = *reinterpret_cast<const word_t*>(g_values);
     return v;
   }
   FFTCONV_DEVICE void store(io_t* g_values) const { *reinterpret_cast<word_t*>(g_values) = word; }
@@ -108,6 +160,31 @@ FFTCONV_DEVICE io_t* depthwise_row(void* g_array, const DepthwiseStrides& stride
 template <class io_t>
 FFTCONV_DEVICE const io_t* depthwise_row(const void* g_array, const DepthwiseStrides& strides, int batch, int channel) {
   return static_cast<const io_t*>(g_array) + batch * strides.batch + channel * strides.channel;
+}
+
+// Walks down in time over the rows of an array whose channels lie side by side.
+template <class io_t, int kCount>
+struct RowReader {
+  const io_t* g_next;
+  long long stride;
+  int time, length;  // of the next row; of the array
+  int rest;          // rows that are read, at most
+
+  FFTCONV_DEVICE Vector<io_t, kCount> next() {
+    const bool is_inside = rest > 0 && static_cast<unsigned>(time) < static_cast<unsigned>(length);
+    const auto v = Vector<io_t, kCount>::load_if(is_inside, g_next);
+    g_next += stride;
+    time++;
+    rest--;
+    return v;
+  }
+};
+// From row `time` of the array on, which may lie before its first one.
+template <class io_t, int kCount>
+FFTCONV_DEVICE RowReader<io_t, kCount> read_rows(const void* g_array, const DepthwiseStrides& strides, int batch,
+                                                 int channel, int time, int length, int rows) {
+  const io_t* g_row = depthwise_row<io_t>(g_array, strides, batch, channel);
+  return {g_row + time * strides.time, strides.time, time, length, rows};
 }
 
 FFTCONV_DEVICE constexpr int floor_divide(int a, int b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }

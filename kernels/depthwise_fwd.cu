@@ -3,9 +3,11 @@
 //
 // BHL: a thread takes kRepeat vectors of a row, and reads the points around each out of L1; its taps are constants of
 // the loops, so is the shift between input and output vectors. BLH: a thread takes kVector channels, and walks down in
-// time with the last points in registers; the next kRows rows are read while it computes.
+// time with the last points in registers; the next kRows rows are on their way while it computes.
 // Blocks: gridDim.x = tiles x groups of what lies beside, gridDim.y walks the batch.
 #include "depthwise.cuh"
+
+extern __shared__ float s_taps[];  // of BlockTaps
 
 namespace fftconv {
 
@@ -52,45 +54,46 @@ template <class Config>
 FFTCONV_DEVICE void forward_in_channels(const DepthwiseParams& p) {
   using io_t = typename Config::io_t;
   using V = Vector<io_t, Config::kVector>;
-  constexpr int kCount = Config::kVector, kTaps = Config::kTaps, kRows = Config::kRepeat;
+  constexpr int kCount = Config::kVector, kTaps = Config::kTaps, kRows = Config::kRepeat, kHalo = kTaps - 1;
   const int lane = threadIdx.x & ((1 << p.log2_lanes) - 1), slot = threadIdx.x >> p.log2_lanes;
   const unsigned group = blockIdx.x / p.tiles, tile = blockIdx.x - group * p.tiles;
-  const int channel = ((tile << p.log2_lanes) + lane) * kCount;
-  const int first = (group * (Config::kThreads >> p.log2_lanes) + slot) * p.tile_len;
-  if (channel >= p.channels || first >= p.out_end) return;
-  const int end = min(p.tile_len, p.out_end - first), start = first - p.pad;
+  const int block_channel = (tile << p.log2_lanes) * kCount, channel = block_channel + lane * kCount;
+  const int first = (group * (Config::kThreads >> p.log2_lanes) + slot) * p.tile_len, start = first - p.pad;
+  // Threads with nothing to do meet the others at the barrier.
+  const int end = channel < p.channels ? min(p.tile_len, p.out_end - first) : 0, in_end = end > 0 ? end + kHalo : 0;
+  V before[kHalo > 0 ? kHalo : 1], next[kRows];
+  const auto load_first = [&](int batch) {
+    auto rows = read_rows<io_t, kCount>(p.x, p.x_strides, batch, channel, start, p.in_len, in_end);
+    static_for<kHalo>([&](auto i) { before[i.value] = rows.next(); });
+    static_for<kRows>([&](auto i) { next[i.value] = rows.next(); });
+    return rows;
+  };
+  auto rows = load_first(blockIdx.y);  // on their way while the taps are
   float taps[kTaps][kCount], bias[kCount];
-  static_for<kCount>([&](auto c) {
-    load_taps<kTaps, kCount>(taps[0] + c.value, p, channel + c.value);
-    bias[c.value] = load_bias(p, channel + c.value);
-  });
+  const BlockTaps<Config::kThreads, kTaps, kCount> block_taps = {s_taps};
+  block_taps.load(p, block_channel, min(kCount << p.log2_lanes, p.channels - block_channel));
+  __syncthreads();
+  block_taps.read(taps, bias, lane * kCount);
   for (int batch = blockIdx.y; batch < p.batch; batch += gridDim.y) {
-    const io_t* g_x = depthwise_row<io_t>(p.x, p.x_strides, batch, channel) + start * p.x_strides.time;
+    if (batch != blockIdx.y) rows = load_first(batch);
     io_t* g_y = depthwise_row<io_t>(p.out, p.out_strides, batch, channel) + first * p.out_strides.time;
-    const auto load = [&](int row) {
-      const bool is_inside = static_cast<unsigned>(start + row) < static_cast<unsigned>(p.in_len);
-      return V::load_if(is_inside, g_x + row * p.x_strides.time);
-    };
-    float x[kTaps - 1 + kRows][kCount];
-    static_for<kTaps - 1>([&](auto i) { load(i.value).widen(x[i.value]); });
-    V next[kRows];
-    static_for<kRows>([&](auto i) { next[i.value] = load(kTaps - 1 + i.value); });
+    float x[kHalo + kRows][kCount];
+    static_for<kHalo>([&](auto i) { before[i.value].widen(x[i.value]); });
 #pragma unroll 1
     for (int row = 0; row < end; row += kRows) {
-      static_for<kRows>([&](auto i) { next[i.value].widen(x[kTaps - 1 + i.value]); });
-      if (row + kRows < end) {
-        static_for<kRows>([&](auto i) { next[i.value] = load(row + kRows + kTaps - 1 + i.value); });
-      }
       static_for<kRows>([&](auto i) {
+        next[i.value].widen(x[kHalo + i.value]);
+        next[i.value] = rows.next();
         float y[kCount];
         static_for<kCount>([&](auto c) {
           float sum = bias[c.value];
           static_for<kTaps>([&](auto j) { sum = fmaf(taps[j.value][c.value], x[i.value + j.value][c.value], sum); });
           y[c.value] = activate<Config>(sum);
         });
-        if (row + i.value < end) V::narrow(y).store(g_y + (row + i.value) * p.out_strides.time);
+        if (row + i.value < end) V::narrow(y).store(g_y);
+        g_y += p.out_strides.time;
       });
-      static_for<kTaps - 1>(
+      static_for<kHalo>(
           [&](auto i) { static_for<kCount>([&](auto c) { x[i.value][c.value] = x[i.value + kRows][c.value]; }); });
     }
   }
