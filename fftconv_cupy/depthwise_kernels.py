@@ -30,6 +30,7 @@ MATRIX_DTYPES = ("float16", "bfloat16")  # of depthwise_mma, as CUDA's tensor co
 MAX_MATRIX_STEPS = 9  # of 16 taps: as many as the longest filter takes
 LEAST_MATRIX_TAPS = 9  # where tensor cores do better than registers
 CHUNK_POINTS = 8  # that depthwise_mma moves at a time
+MATRIX_TILES = 2  # of 128 outputs that a warp of it takes at a time
 _MATRIX_CAPABILITY = 80
 _AXES = ("BHL", "BLH")  # in the order of the kernels' enum
 _CACHE_FOLDER = 0  # of FFT sizes
@@ -280,7 +281,7 @@ def matrix_spec(variant: MatrixVariant) -> KernelSpec:
         ("FFTCONV_IO_T", CUDA_TYPES[variant.dtype]),
         ("FFTCONV_AXIS", str(_AXES.index(variant.layout))),
         ("FFTCONV_STEPS", str(variant.steps)),
-        ("FFTCONV_TILES", "2"),
+        ("FFTCONV_TILES", str(MATRIX_TILES)),
         ("FFTCONV_IS_SPLIT", str(int(variant.is_split))),
         ("FFTCONV_IS_SCALED", str(int(variant.is_split and variant.dtype == "float16"))),
         ("FFTCONV_HAS_SILU", str(int(variant.has_silu))),
