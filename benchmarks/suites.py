@@ -107,10 +107,13 @@ def _conv() -> Iterator[Cell]:
 
 
 def _short() -> Iterator[ShortCell]:
-    """Yield the published table of short depthwise convolutions, in both layouts."""
+    """Yield the published table of short depthwise convolutions, in both layouts, and outputs of more taps."""
+    for taps in (16, 64, 128):
+        for layout in LAYOUTS:
+            yield ShortCell.of(16, 8192, 8192, taps, layout=layout, direction="forward")
     for seqlen in (1024, 8192):
         for channels in (768, 8192):
-            for taps in (3, 4, 5):
+            for taps in (3, 4, 5, 7):
                 for layout in LAYOUTS:
                     for direction in DIRECTIONS:
                         yield ShortCell.of(16, channels, seqlen, taps, layout=layout, direction=direction)

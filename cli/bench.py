@@ -74,11 +74,11 @@ def bench(ctx: click.Context, /, **given: Any) -> None:
     bandwidth of a copy of 2 GiB in the same run. Backward, the gradient of the output is one of the inputs, and the
     gradients of u and the gates are the outputs. Without --suite, --fft-size or --seqlen, N is 256 to 32768.
 
-    Suites: "conv", FFT sizes 256 to 4M, plain and gated, causal and circular; "short", depthwise convolutions of 3 to 5
-    taps; "overhead", Python's time of a call and the first call of a process; "shapes", what models use, odd lengths,
-    strided rows; "model", training steps of the example's language model; "precision", 16-bit rows with each of them;
-    "targets", all that this project has set itself a figure for. Their parts can be chosen alone: speed, batch,
-    float32, memory, backward, small, host, models, start, training.
+    Suites: "conv", FFT sizes 256 to 4M, plain and gated, causal and circular; "short", depthwise convolutions of 3 to
+    128 taps; "overhead", Python's time of a call and the first call of a process; "shapes", what models use, odd
+    lengths, strided rows; "model", training steps of the example's language model; "precision", 16-bit rows with each
+    of them; "targets", all that this project has set itself a figure for. Their parts can be chosen alone: speed,
+    batch, float32, memory, backward, small, host, models, start, training.
     """
     if given["check_path"]:
         _show_verdicts(storage.load(given["check_path"])["records"])
