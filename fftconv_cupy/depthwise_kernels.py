@@ -62,13 +62,13 @@ class RowShape(NamedTuple):
 
 
 ROW_SHAPES = {
-    ("BHL", False, 2): ((8, RowShape(8, 2, 6)), (16, RowShape(8, 2, 4))),
+    ("BHL", False, 2): ((8, RowShape(8, 4, 4)), (16, RowShape(8, 2, 4))),
     ("BHL", False, 4): ((8, RowShape(4, 2, 6)), (16, RowShape(4, 2, 4))),
-    ("BLH", False, 2): ((4, RowShape(8, 4, 4)), (8, RowShape(4, 8, 4)), (16, RowShape(2, 8, 3))),
+    ("BLH", False, 2): ((8, RowShape(4, 8, 4, 5)), (16, RowShape(2, 8, 3))),
     ("BLH", False, 4): ((8, RowShape(4, 4, 3)), (16, RowShape(2, 8, 3))),
-    ("BHL", True, 2): ((8, RowShape(8, 1, 4)),),
+    ("BHL", True, 2): ((5, RowShape(8, 1, 4)), (8, RowShape(8, 1, 8))),
     ("BHL", True, 4): ((8, RowShape(4, 2, 4)),),
-    ("BLH", True, 2): ((4, RowShape(4, 4, 4, 5)), (8, RowShape(2, 8, 4, 6))),
+    ("BLH", True, 2): ((4, RowShape(4, 4, 3)), (8, RowShape(2, 8, 3))),
     ("BLH", True, 4): ((8, RowShape(2, 8, 3)),),
 }
 """By layout, direction (backward) and bytes of an element: up to how many taps which shape.
@@ -109,9 +109,9 @@ class RowVariant:
 
     @property
     def shared_bytes(self) -> int:
-        """Dynamic shared memory of a block: its taps in BLH; in BHL sums of its warps, or of shorter rows."""
+        """Dynamic shared memory of a block: taps of its channels; in BHL sums of its warps, or of shorter rows."""
         if self.layout == "BLH":
-            return 4 * (self.taps + 1) * (ROW_THREADS * self.shape.vector + 4)
+            return 0 if self.is_backward else 4 * (self.taps + 1) * (ROW_THREADS * self.shape.vector + 4)
         return 4 * ROW_THREADS * (self.taps + 1) if self.has_sums else 0
 
 

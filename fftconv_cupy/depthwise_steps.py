@@ -41,8 +41,8 @@ from fftconv_cupy.source import KernelSpec
 _GRID_Y = 65535
 _WARP = 32
 _WAVES = 4  # blocks that follow each other on a multiprocessor, so that the slowest one does not hold up much
-_FUSED_WAVES = 12  # the same of depthwise_bwd
-_WALK_WAVES = 2  # and of depthwise_fwd where threads walk down in time
+_FUSED_WAVES = {"BHL": 12, "BLH": 4}  # the same of depthwise_bwd
+_WALK_WAVES = 8  # and of depthwise_fwd where threads walk down in time
 _ROW_WARPS = 16  # of a multiprocessor: those of depthwise_fwd and depthwise_bwd, about
 _TAPS_BLOCKS = 2  # of a multiprocessor: those of depthwise_taps, about
 _MATRIX_BLOCKS = 3 * _WAVES  # of depthwise_mma, for each of its places on a multiprocessor
@@ -134,7 +134,8 @@ def fused_step(problem: DepthwiseProblem, limits: ArchLimits, *, has_input: bool
     pad = problem.pad if is_rows else 0
     variant = RowVariant(problem.dtype, problem.layout, problem.width, pad, has_silu, True, has_input, has_sums)
     extent = max(problem.seqlen, problem.out_len)
-    blocks = _FUSED_WAVES * limits.multiprocessors * _ROW_WARPS * _WARP // ROW_THREADS
+    places = limits.multiprocessors * _ROW_WARPS * _WARP // ROW_THREADS
+    blocks = _FUSED_WAVES[problem.layout] * places
     if is_rows:
         vectors = -(-extent // variant.shape.vector)
         log2_lanes = min(_log2(ROW_THREADS), _log2(-(-vectors // variant.shape.repeat)))
@@ -150,15 +151,15 @@ def fused_step(problem: DepthwiseProblem, limits: ArchLimits, *, has_input: bool
     time_tiles = -(-extent // tile_len)
     items = problem.batch * time_tiles
     # As many sums as keep all blocks busy, but no more than are few beside the points they sum.
-    most = max(problem.batch * extent // _SUM_POINTS, blocks // (_FUSED_WAVES * across), 1)
-    chunks, chunk_items = _chunks(items, min(most, max(1, blocks // across)), slots)
+    most = max(problem.batch * extent // _SUM_POINTS, places * slots // across, 1)
+    chunks, chunk_items = _chunks(items, min(most, max(1, blocks * slots // across)))
     correlation = Correlation("all", problem.dtype, problem.dtype, problem.seqlen, 0, problem.seqlen, problem.pad)
     step = Step(
         "all",
         row_spec(variant),
         ROW_THREADS,
         variant.shared_bytes,
-        (across * chunks, 1, 1),
+        (across * -(-chunks // slots), 1, 1),
         _numbers(problem, correlation, tiles, tile_len, log2_lanes, time_tiles, chunks, chunk_items),
     )
     return step, chunks
@@ -353,9 +354,9 @@ def _time_tile(extent: int, batch: int, wanted_tiles: int, shortest: int) -> int
     return shortest
 
 
-def _chunks(items: int, most: int, slots: int = 1) -> tuple[int, int]:
-    """Deal out items to at most `most` chunks of as many items, a multiple of `slots`; return the chunks and items."""
-    chunk_items = -(-items // (min(items, most) * slots)) * slots
+def _chunks(items: int, most: int) -> tuple[int, int]:
+    """Deal out items to at most `most` chunks of like size; return the chunks and the items of each."""
+    chunk_items = -(-items // min(items, most))
     return -(-items // chunk_items), chunk_items
 
 

@@ -6,8 +6,7 @@
 // for weight and bias in registers, and leaves them at the end: depthwise_reduce adds up those of the chunks.
 #include "depthwise.cuh"
 
-extern __shared__ float
-    s_sums[];  // [warps][width + 1]; where channels lie side by side BlockTaps, then sums as it has taps
+extern __shared__ float s_sums[];  // [warps][width + 1]
 
 namespace fftconv {
 
@@ -111,75 +110,67 @@ FFTCONV_DEVICE void backward_in_time(const DepthwiseParams& p) {
   if constexpr (Config::kHasSums) leave_sums_in_time<Config>(p, sums, chunk, own_channel);
 }
 
-// The sums of threads that took points of the same channels, in the order of their slots.
-template <class Config>
-FFTCONV_DEVICE void leave_sums_in_channels(const DepthwiseParams& p,
-                                           const float (&sums)[Config::kTaps + 1][Config::kVector], float* s_shared,
-                                           int chunk, int channel) {
-  constexpr int kSums = Config::kTaps + 1, kPitch = Config::Taps::kPitch;
-  const int log2_width = p.log2_lanes + Config::kLog2Vector, width = 1 << log2_width;
-  __syncthreads();  // all have read their taps
-  static_for<kSums>([&](auto j) {
-    static_for<Config::kVector>(
-        [&](auto c) { s_shared[j.value * kPitch + threadIdx.x * Config::kVector + c.value] = sums[j.value][c.value]; });
-  });
-  __syncthreads();
-  for (int index = threadIdx.x; index < kSums << log2_width; index += Config::kThreads) {
-    const int j = index >> log2_width, own = index & (width - 1);
-    if (channel + own >= p.channels) continue;
-    float total = 0.f;
-    for (int at = own; at < Config::kThreads * Config::kVector; at += width) total += s_shared[j * kPitch + at];
-    p.sums[(static_cast<long long>(chunk) * kSums + j) * p.channels + channel + own] = total;
-  }
-}
-
-// A block takes the items of a chunk, each slot of its threads every so many. In each step a thread takes up a row of x
-// and one of dy, at time dy_start + row, and writes one of dx, taps - 1 rows before that of x.
+// Of a step at time t = start of the tile + pad - (taps - 1) + row: the x and dy that come in, and where dx goes out,
+// taps - 1 rows before x.
 template <class Config>
 FFTCONV_DEVICE void backward_in_channels(const DepthwiseParams& p) {
   using io_t = typename Config::io_t;
   using V = Vector<io_t, Config::kVector>;
   constexpr int kCount = Config::kVector, kTaps = Config::kTaps, kRows = Config::kRepeat, kHalo = kTaps - 1;
   const int lane = threadIdx.x & ((1 << p.log2_lanes) - 1), slot = threadIdx.x >> p.log2_lanes;
-  const unsigned chunk = blockIdx.x / p.tiles, tile = blockIdx.x - chunk * p.tiles;
-  const int block_channel = (tile << p.log2_lanes) * kCount, channel = block_channel + lane * kCount;
+  const unsigned group = blockIdx.x / p.tiles, tile = blockIdx.x - group * p.tiles;
+  const int channel = ((tile << p.log2_lanes) + lane) * kCount;
+  const int chunk = group * (Config::kThreads >> p.log2_lanes) + slot;
+  if (channel >= p.channels || chunk >= p.chunks) return;
   float taps[kTaps][kCount], bias[kCount], sums[kTaps + 1][kCount] = {};
-  const typename Config::Taps block_taps = {s_sums};
-  block_taps.load(p, block_channel, min(kCount << p.log2_lanes, p.channels - block_channel));
-  __syncthreads();
-  block_taps.read(taps, bias, lane * kCount);
-  // Threads with nothing to do meet the others at the barriers.
-  const int last = channel < p.channels ? min(static_cast<int>(chunk + 1) * p.chunk_items, p.batch * p.time_tiles) : 0;
-  const int rows = p.tile_len + kHalo;
-  for (int item = chunk * p.chunk_items + slot; item < last; item += Config::kThreads >> p.log2_lanes) {
+  static_for<kCount>([&](auto c) {
+    load_taps<kTaps, kCount>(taps[0] + c.value, p, channel + c.value);
+    bias[c.value] = load_bias(p, channel + c.value);
+  });
+  const int last = min((chunk + 1) * p.chunk_items, p.batch * p.time_tiles);
+  for (int item = chunk * p.chunk_items; item < last; item++) {
     const int batch = item / p.time_tiles, first = (item - batch * p.time_tiles) * p.tile_len;
     const int dy_start = first + p.pad - kHalo;
-    auto x_rows = read_rows<io_t, kCount>(p.x, p.x_strides, batch, channel, first - kHalo, p.in_len, kHalo + rows);
-    auto dy_rows = read_rows<io_t, kCount>(p.dy, p.dy_strides, batch, channel, dy_start, p.dy_len, rows);
+    const io_t* g_x = depthwise_row<io_t>(p.x, p.x_strides, batch, channel) + first * p.x_strides.time;
+    const io_t* g_dy = depthwise_row<io_t>(p.dy, p.dy_strides, batch, channel) + dy_start * p.dy_strides.time;
     io_t* g_dx = depthwise_row<io_t>(p.out, p.out_strides, batch, channel) + (first - kHalo) * p.out_strides.time;
+    const auto is_inside = [](int time, int length) {
+      return static_cast<unsigned>(time) < static_cast<unsigned>(length);
+    };
+    const auto load_x = [&](int row) {
+      return V::load_if(is_inside(first + row, p.in_len), g_x + row * p.x_strides.time);
+    };
+    const auto load_dy = [&](int row) {
+      return V::load_if(is_inside(dy_start + row, p.dy_len), g_dy + row * p.dy_strides.time);
+    };
     float x[kHalo + kRows][kCount], dz[kHalo + kRows][kCount] = {};
-    V before[kHalo > 0 ? kHalo : 1], next_x[kRows], next_dy[kRows];
-    static_for<kHalo>([&](auto i) { before[i.value] = x_rows.next(); });
+    static_for<kHalo>([&](auto i) { load_x(i.value - kHalo).widen(x[i.value]); });
+    V next_x[kRows], next_dy[kRows];
     static_for<kRows>([&](auto i) {
-      next_x[i.value] = x_rows.next();
-      next_dy[i.value] = dy_rows.next();
+      next_x[i.value] = load_x(i.value);
+      next_dy[i.value] = load_dy(i.value);
     });
-    static_for<kHalo>([&](auto i) { before[i.value].widen(x[i.value]); });
+    const int rows = p.tile_len + kHalo;
 #pragma unroll 1
     for (int row = 0; row < rows; row += kRows) {
       static_for<kRows>([&](auto i) {
         next_x[i.value].widen(x[kHalo + i.value]);
         next_dy[i.value].widen(dz[kHalo + i.value]);
-        next_x[i.value] = x_rows.next();
-        next_dy[i.value] = dy_rows.next();
+      });
+      if (row + kRows < rows) {
+        static_for<kRows>([&](auto i) {
+          next_x[i.value] = load_x(row + kRows + i.value);
+          next_dy[i.value] = load_dy(row + kRows + i.value);
+        });
+      }
+      static_for<kRows>([&](auto i) {
         const int t = dy_start + row + i.value;
         if constexpr (Config::kHasSilu) {
           static_for<kCount>([&](auto c) {
             float z = bias[c.value];
             static_for<kTaps>([&](auto j) { z = fmaf(taps[j.value][c.value], x[i.value + j.value][c.value], z); });
             // An output that is not there has no z, which might not be finite.
-            dz[kHalo + i.value][c.value] *=
-                silu_slope(static_cast<unsigned>(t) < static_cast<unsigned>(p.dy_len) ? z : 0.f);
+            dz[kHalo + i.value][c.value] *= silu_slope(is_inside(t, p.dy_len) ? z : 0.f);
           });
         }
         if constexpr (Config::kHasSums) {
@@ -202,10 +193,9 @@ FFTCONV_DEVICE void backward_in_channels(const DepthwiseParams& p) {
                 dx[c.value] = fmaf(taps[j.value][c.value], dz[kHalo + i.value - j.value][c.value], dx[c.value]);
               });
             });
-            V::narrow(dx).store(g_dx);
+            V::narrow(dx).store(g_dx + (row + i.value) * p.out_strides.time);
           }
         }
-        g_dx += p.out_strides.time;
       });
       static_for<kHalo>([&](auto i) {
         static_for<kCount>([&](auto c) {
@@ -215,7 +205,12 @@ FFTCONV_DEVICE void backward_in_channels(const DepthwiseParams& p) {
       });
     }
   }
-  if constexpr (Config::kHasSums) leave_sums_in_channels<Config>(p, sums, s_sums, chunk, block_channel);
+  if constexpr (Config::kHasSums) {
+    static_for<kTaps + 1>([&](auto j) {
+      float* g_sums = p.sums + (static_cast<long long>(chunk) * (kTaps + 1) + j.value) * p.channels + channel;
+      static_for<kCount>([&](auto c) { g_sums[c.value] = sums[j.value][c.value]; });
+    });
+  }
 }
 
 }  // namespace fftconv
@@ -230,8 +225,6 @@ struct Config {
   static constexpr bool kHasSilu = FFTCONV_HAS_SILU;
   static constexpr bool kHasInput = FFTCONV_HAS_INPUT;  // the gradient of x is wanted
   static constexpr bool kHasSums = FFTCONV_HAS_SUMS;    // those of weight or bias
-  static constexpr int kLog2Vector = kVector == 8 ? 3 : kVector == 4 ? 2 : kVector == 2 ? 1 : 0;
-  using Taps = fftconv::BlockTaps<kThreads, kTaps, kVector>;
 };
 static_assert(sizeof(fftconv::DepthwiseParams) == FFTCONV_PARAMS_BYTES, "depthwise_params.py and .cuh disagree");
 

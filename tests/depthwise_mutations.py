@@ -73,13 +73,6 @@ DEPTHWISE_MUTATIONS = (
         _walk("5x24x331x4-float16-float32-float32-BLH-causal-silu-none-packed-all-sm_90"),
     ),
     Mutation(
-        "depthwise: sums of a block's slots",
-        "kernels/depthwise_bwd.cu",
-        "at < Config::kThreads * Config::kVector; at += width)",
-        "at < width; at += width)",
-        _walk("5x24x331x4-float16-float32-float32-BLH-causal-silu-none-packed-all-sm_90"),
-    ),
-    Mutation(
         "depthwise: sums of a row's warps",
         "kernels/depthwise_bwd.cu",
         "for (int warp = 0; warp < warps; warp++)",
