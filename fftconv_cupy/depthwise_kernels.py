@@ -28,7 +28,7 @@ MAX_BACKWARD_TAPS = 8  # of depthwise_bwd
 EPILOGUES = ("none", "silu", "slope")  # in the order of the kernel's enum
 MATRIX_DTYPES = ("float16", "bfloat16")  # of depthwise_mma, as CUDA's tensor cores have them
 MAX_MATRIX_STEPS = 9  # of 16 taps: as many as the longest filter takes
-LEAST_MATRIX_TAPS = 9  # where tensor cores do better than registers
+LEAST_MATRIX_TAPS = 9  # for which tensor cores are worth it where registers cannot do without them
 CHUNK_POINTS = 8  # that depthwise_mma moves at a time
 MATRIX_TILES = 2  # of 128 outputs that a warp of it takes at a time
 _MATRIX_CAPABILITY = 80
@@ -68,7 +68,7 @@ ROW_SHAPES = {
     ("BLH", False, 4): ((8, RowShape(4, 4, 3)), (16, RowShape(2, 8, 3))),
     ("BHL", True, 2): ((5, RowShape(8, 1, 4)), (8, RowShape(8, 1, 8))),
     ("BHL", True, 4): ((8, RowShape(4, 2, 4)),),
-    ("BLH", True, 2): ((4, RowShape(4, 4, 3)), (8, RowShape(2, 8, 3))),
+    ("BLH", True, 2): ((4, RowShape(4, 4, 3)), (6, RowShape(2, 8, 3)), (7, RowShape(2, 8, 4)), (8, RowShape(2, 8, 3))),
     ("BLH", True, 4): ((8, RowShape(2, 8, 3)),),
 }
 """By layout, direction (backward) and bytes of an element: up to how many taps which shape.

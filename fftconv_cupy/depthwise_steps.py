@@ -113,10 +113,10 @@ def correlation_step(
     """
     is_same = correlation.in_dtype == correlation.out_dtype and correlation.epilogue != "slope"
     if is_plain and is_vector and is_same and correlation.out_begin == 0:
-        if _suits_matrix(problem, limits, correlation):
-            return _matrix_step(problem, limits, correlation)
         if 0 <= correlation.pad < problem.width <= MAX_FORWARD_TAPS:
             return _row_step(problem, limits, correlation)
+        if _suits_matrix(problem, limits, correlation):
+            return _matrix_step(problem, limits, correlation)
     return _tile_step(problem, correlation, is_vector=is_vector)
 
 
