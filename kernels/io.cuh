@@ -53,6 +53,10 @@ template <>
 struct Bits<8> {
   using type = uint2;
 };
+template <>
+struct Bits<16> {
+  using type = uint4;
+};
 
 // The value at `pointer`, or zero bits. What is done with the value is left outside the condition, so that a thread's
 // loads are issued together; so is taking it for more than its bits: of a pair of halves the compiler would join each
