@@ -16,6 +16,7 @@ from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.benchmarks.ranges import RANGES
 from fftconv_cupy.errors import UnsupportedProblemError
 from fftconv_cupy.long_vjp_plan import LongVjpPlan
+from fftconv_cupy.mma_blocks import MMA_CONFIGS
 from fftconv_cupy.mma_plan import MmaPlan
 from fftconv_cupy.plan import LARGEST_FFT_SIZE, max_points
 from fftconv_cupy.plans import AnyPlan, plan_call, precision_of_call
@@ -53,7 +54,7 @@ _STREAMS = ((200, 4), (1000, 128), (30001, 300), (7, 2), (5000, 4096), (40000, 1
 _SHORT_FILTERS = ((9001, 31), (20000, 2), (40001, 128), (70000, 1025), (65536, 4096), (100_003, 16384))
 """L and K, one far below the other, of rows that may be cut into windows."""
 _HALVES = ("float16", "bfloat16")
-_RANGE_LENGTHS = {"quick": (1024,), "normal": (256, 1024, 8192), "full": (256, 500, 1024, 4096, 8192, 16384)}
+_RANGE_LENGTHS = {"quick": (4096,), "normal": (1024, 4096), "full": (256, 500, 1024, 2048, 4096, 8192, 16384)}
 _RANGE_ROWS = (4, 2)
 
 
@@ -259,7 +260,8 @@ def _tensor_core_cases(
     draw = random.Random(f"{precision} of fftconv verify")
     halves = [dtype for dtype in _HALVES if dtype in dtypes]
     groups: dict[tuple[Any, ...], list[Case]] = {}
-    for case in cases if halves else ():
+    whole = [Case("causal", dtype, points, points) for (_, points), dtype in itertools.product(MMA_CONFIGS, halves)]
+    for case in (*whole, *cases) if halves else ():
         dtype = case.dtype if case.dtype in halves else draw.choice(halves)
         skip_dtype = case.skip_dtype and "float32"
         case = replace(case, dtype=dtype, skip_dtype=skip_dtype, precision=precision)

@@ -45,8 +45,6 @@ _SIZES = tuple(1 << log2 for log2 in range(8, 16))
 _TENSOR_CORE_RATIOS = {
     ("forward", "causal", False, "medium"): (2.2, 1.6, 1.6, 1.55, 1.55, 1.55, 1.7, 1.9),
     ("forward", "causal", True, "medium"): (1.5, 1.2, 1.2, 1.13, 1.13, 1.13, 1.2, 1.3),
-    ("forward", "causal", False, "high"): (2.4, 1.95, 1.95, 1.95, 1.95, 1.95, 2.1, 2.3),
-    ("forward", "causal", True, "high"): (1.6, 1.3, 1.3, 1.23, 1.23, 1.23, 1.35, 1.4),
     ("forward", "circular", True, "medium"): (1.3, 1.2, 1.2, 1.15, 1.15, 1.15, 1.2),
     ("backward", "causal", True, "medium"): (1.9, 1.5, 1.5, 1.45, 1.45, 1.45, 1.5, 1.65),
     ("backward", "causal", False, "medium"): (2.6, 2.1, 2.1, 2.0, 2.0, 2.0, 2.2, 2.4),

@@ -82,12 +82,11 @@ def fftconv(
             rows, ``in_gate * u``, oldest first, zeros where less came. Default: zeros. Only in mode "causal", with K
             up to 16384. A row can be computed in parts of any lengths, each with the final state of the one before.
         return_final_state: also return the state after the rows, of the shape and dtype of an initial one.
-        precision: the least exact arithmetic that will do, on a GPU: "highest" (float32), or on tensor cores "high"
-            (float32 sums and twiddles) or "medium" (16-bit ones). Default: that of a prepared filter, else the fastest
-            whose error stays within 1.2 times the rounding of the output: "highest" for float16 and float32, for
-            bfloat16 "medium" where that was measured to be faster. What tensor cores are not used for (float32 rows,
-            GPUs before sm_80, rows longer than a block holds, short filters) is computed in float32 whatever is asked
-            for; `plan` tells.
+        precision: the least exact arithmetic that will do, on a GPU: "highest" (float32), "high", or "medium" (tensor
+            cores with 16-bit sums and twiddles). Default: that of a prepared filter, else the fastest whose error stays
+            within 1.2 times the rounding of the output: "medium" for bfloat16, "highest" for float16 and float32.
+            Float32 arithmetic is used whatever is asked for where tensor cores were not measured to be faster: float32
+            rows, GPUs before sm_80, most lengths, circular convolutions; "high" always means it. `plan` tells.
 
     Returns:
         The output, of the shape of `u`, but L + K - 1 points in mode "full": `out` where it was given, else a new
@@ -167,8 +166,8 @@ def prepare_filter(
         fft_size: as for `fftconv`, which is then called with the same.
         stream: as for `fftconv`.
         initial_state: calls may have an initial state.
-        precision: of the calls; "high" and "medium" are for rows of float16 and bfloat16 only. Default: "highest",
-            which serves rows of every dtype, and gradients.
+        precision: of the calls; "medium" is for rows of float16 and bfloat16 only. Default: "highest", which serves
+            rows of every dtype, and gradients.
 
     Returns:
         The spectrum, 8 bytes a complex point and channel on a GPU. Its attributes cannot be changed; its `data` must

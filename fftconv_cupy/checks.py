@@ -234,6 +234,7 @@ def filter_problem(
         seqlen=seqlen,  # type: ignore[arg-type]  # make_problem checks both
         filter_len=k.shape[-1],
         dtype=k.dtype if precision == "highest" else "float16",  # only rows of 16 bits have less
+        in_gate=precision != "highest",  # what is faster with any extras is so without
         filter_dtype=k.dtype,
         fft_size=fft_size,  # type: ignore[arg-type]
         shared_filter=is_shared,

@@ -28,7 +28,7 @@ class FilterSpectrum:
         dtype: of the filter it was made from.
         device: CUDA ordinal, or -1 for the CPU.
         points: M, complex points of a transform (on the CPU the real points of NumPy's transform).
-        strategy: "linear", "paired", "long" or "windows", "high" or "medium" on tensor cores, "numpy" on the CPU;
+        strategy: "linear", "paired", "long" or "windows", "medium" on tensor cores, "numpy" on the CPU;
             "stateful" and "numpy-stateful" where calls may have an initial state.
         data: array that holds the spectrum, and keeps its memory alive; only to be read.
         ptr: address of the spectrum.

@@ -18,7 +18,7 @@ from fftconv_cupy.params import FwdParams
 from fftconv_cupy.source import KernelSpec
 
 DTYPES = ("float16", "bfloat16")
-MMA_PRECISIONS = ("high", "medium")
+MMA_PRECISIONS = ("medium",)
 # Factors of the matrices of a pass, by its radix. In [1, 2), that by which rounding to halves costs least:
 OUTER_SCALES = {
     1: 1.0,
@@ -34,11 +34,18 @@ MIDDLE_SCALE = 1.8603515625 / 8
 PHASE = 0.25  # of the root: z^M = i
 CONVERT_THREADS = 256
 _WORD_BYTES = 16
-# Where None asks for "medium": there it was measured to be faster than float32, and results in bfloat16 err by no more
-# than 1.2 times their rounding. Complex points by architecture, kind of the float32 transform ("linear", or "paired"
-# for two rows at a time) and extras.
-DEFAULT_POINTS: dict[tuple[str, str, str], tuple[int, ...]] = {}
-DEFAULT_DTYPE = "bfloat16"  # in float16 only float32 arithmetic errs that little
+# Complex points of transforms that were measured to be faster on tensor cores, with a raw filter too, and to keep the
+# bounds of "medium" with rows of any magnitude; by dtype and extras. Those of float16 with any extras are in all: a
+# filter is prepared for every call.
+FASTER_POINTS = {
+    ("bfloat16", "none"): (2048, 4096, 8192),
+    ("bfloat16", "gates"): (4096, 8192),
+    ("bfloat16", "any"): (4096, 8192),
+    ("float16", "none"): (4096, 8192),
+    ("float16", "gates"): (4096, 8192),
+    ("float16", "any"): (4096, 8192),
+}
+DEFAULT_DTYPE = "bfloat16"  # for which None asks for "medium": its bound is 1.2 times the rounding of results
 _OLDEST_CAPABILITY = 80
 
 
@@ -106,20 +113,16 @@ class MmaConfig:
         return self.slabs * self.lines * 1024 + self.rows * self.strips * 4
 
 
-# points: slabs, tiles, and blocks a multiprocessor with precision "medium" and "high"
+# points: slabs, tiles, and blocks a multiprocessor
 _SHAPES = {
-    256: (2, 8, 3, 2),
-    512: (2, 8, 3, 2),
-    1024: (2, 8, 3, 2),
-    2048: (2, 8, 3, 2),
-    4096: (2, 8, 3, 2),
-    8192: (1, 4, 3, 2),
-    16384: (1, 4, 2, 2),
+    2048: (2, 8, 3),
+    4096: (2, 8, 3),
+    8192: (1, 4, 3),
 }
 MMA_CONFIGS = {
-    (precision, points): MmaConfig(points, slabs, tiles, high if precision == "high" else medium, precision == "high")
+    (precision, points): MmaConfig(points, *shape, is_high=False)
     for precision in MMA_PRECISIONS
-    for points, (slabs, tiles, medium, high) in _SHAPES.items()
+    for points, shape in _SHAPES.items()
 }
 
 

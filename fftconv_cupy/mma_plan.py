@@ -9,8 +9,8 @@ from fftconv_cupy.blocks import COMPLEX_BYTES, BlockConfig, FilterVariant, filte
 from fftconv_cupy.errors import UnsupportedProblemError, message
 from fftconv_cupy.mma_blocks import (
     DEFAULT_DTYPE,
-    DEFAULT_POINTS,
     DTYPES,
+    FASTER_POINTS,
     MmaConfig,
     MmaVariant,
     convert_spec,
@@ -39,7 +39,7 @@ class MmaPlan:
     Attributes:
         problem: what is computed.
         limits: of the architecture.
-        precision: "high" or "medium".
+        precision: "medium".
         tensor: the configuration of the fused kernel.
         config: that of the float32 transform of the filter.
         forward: the fused kernel.
@@ -84,8 +84,7 @@ class MmaPlan:
         lines = [
             problem_line(problem, self.limits),
             f"  FFT size        {problem.fft_size} real points",
-            f"  precision       {self.precision}: tensor cores, "
-            f"{'float32' if config.is_high else '16-bit'} accumulation and twiddles",
+            f"  precision       {self.precision}: tensor cores, 16-bit accumulation and twiddles",
             f"  transform       {config.points} complex points = {config.radix} x 16 x 16",
             "  passes          1 over global memory, 3 in the block each way, 2 exchanges in all",
             f"  block           {config.threads} threads, {config.rows} row(s), "
@@ -98,29 +97,27 @@ class MmaPlan:
 
 
 def precision_of(problem: Problem, limits: ArchLimits) -> str:
-    """Return the precision with which a GPU computes a problem whose rows are transformed as a whole."""
-    asked = problem.precision or _default_precision(problem, limits)
-    return "highest" if asked == "highest" or mma_configs(problem, asked, limits) is None else asked
+    """Return the precision with which a GPU computes a problem whose rows are transformed as a whole.
 
-
-def _default_precision(problem: Problem, limits: ArchLimits) -> str:
-    """Return the fastest precision whose error stays within 1.2 times the rounding of the output."""
-    configs = mma_configs(problem, "medium", limits) if problem.dtype == DEFAULT_DTYPE else None
-    if configs is None or (problem.seqlen | problem.out_len) % WIDE_POINTS:
-        return "highest"
-    kind = (limits.arch, transform_of(problem)[0], extras_of(problem))
-    return "medium" if configs[0].points in DEFAULT_POINTS.get(kind, ()) else "highest"
-
-
-def mma_configs(problem: Problem, precision: str, limits: ArchLimits) -> tuple[MmaConfig, BlockConfig] | None:
-    """Return how a block of the GPU transforms the rows of a problem on tensor cores; None where it cannot.
-
-    Input and output rows fill the real part of the transform at most, so M is at least as long as either.
+    None asks for the fastest whose error stays within 1.2 times the rounding of the output.
     """
-    if problem.dtype not in DTYPES or problem.initial_state:
+    asked = problem.precision or ("medium" if problem.dtype == DEFAULT_DTYPE else "highest")
+    return "medium" if asked == "medium" and mma_configs(problem, limits) is not None else "highest"
+
+
+def mma_configs(problem: Problem, limits: ArchLimits) -> tuple[MmaConfig, BlockConfig] | None:
+    """Return how a block of the GPU transforms the rows of a problem on tensor cores; None where float32 is no worse.
+
+    Input and output rows fill the real part of the transform at most, so M is at least as long as either. It pays where
+    M is that of the float32 transform of a row, and where all rows can be at multiples of 16 bytes.
+    """
+    if problem.dtype not in DTYPES or problem.initial_state or (problem.seqlen | problem.out_len) % WIDE_POINTS:
         return None
-    least = max(transform_of(problem, can_pair=False)[1], problem.seqlen, problem.out_len)
-    return fitting_mma_config(precision, least, limits)
+    kind, least = transform_of(problem)
+    configs = fitting_mma_config("medium", max(least, problem.seqlen, problem.out_len), limits)
+    if configs is None or kind == "paired" or least <= configs[0].points // 2:
+        return None
+    return configs if configs[0].points in FASTER_POINTS[problem.dtype, extras_of(problem)] else None
 
 
 def make_mma_plan(problem: Problem, limits: ArchLimits, *, is_wide: bool = True, is_prepared: bool = False) -> MmaPlan:
@@ -136,7 +133,7 @@ def make_mma_plan(problem: Problem, limits: ArchLimits, *, is_wide: bool = True,
         UnsupportedProblemError: `precision_of` is "highest".
     """
     precision = precision_of(problem, limits)
-    configs = None if precision == "highest" else mma_configs(problem, precision, limits)
+    configs = None if precision == "highest" else mma_configs(problem, limits)
     if configs is None:
         raise UnsupportedProblemError(
             message(

@@ -22,7 +22,7 @@ _ROUNDING_FACTOR = 1.2
 _LONG_ROUNDING_FACTOR = 2.0  # rows that outgrow a block are rounded to 16 bits between their passes too
 _ROUNDING_SLACK = 1e-6
 # By precision below "highest": float16 results may err by the first, bfloat16 ones by the second times their rounding.
-_MMA_BOUNDS = {"high": (6e-4, 1.1), "medium": (1.1e-3, 1.2)}
+_MMA_BOUNDS = {"medium": (1.1e-3, 1.2)}
 _FLOAT32_BOUND = 1e-6
 _FLOAT32_LONG_BOUND = 2e-6
 _LONG_FFT_SIZE = 32768
@@ -73,8 +73,8 @@ def bound(y64: NDArray[np.float64], dtype: str, *, fft_size: int = 0, precision:
         dtype: dtype of the result: float16 and bfloat16 may err by 1.2 times their own rounding, float32 by 1e-6.
         fft_size: real points of the transform; of more than 32768 points 16-bit results may err by 2 times their
             rounding, float32 ones by 2e-6.
-        precision: of the arithmetic. Below "highest", float16 results of many points may err by 6e-4 ("high") or 1.1e-3
-            ("medium"), and bfloat16 ones by 1.1 or 1.2 times their rounding.
+        precision: of the arithmetic. With "medium" float16 results of many points may err by 1.1e-3, and bfloat16 ones
+            by 1.2 times their rounding.
     """
     if dtype in ("float16", "bfloat16"):
         return float(_rounded_bound(rounding_error(y64, dtype), dtype, fft_size, precision))

@@ -137,7 +137,7 @@ def problem_line(problem: Problem, limits: ArchLimits) -> str:
 def precision_line(problem: Problem) -> str:
     """Return the line of a plan in float32 that says so, and that less would have done."""
     asked = problem.precision
-    why = f"; {asked!r} would do, but tensor cores are not used for this" if asked in ("high", "medium") else ""
+    why = f"; {asked!r} would do, but tensor cores would be no faster" if asked in ("high", "medium") else ""
     return f"  precision       highest: float32 arithmetic{why}"
 
 

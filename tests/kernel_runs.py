@@ -26,10 +26,11 @@ from host_runtime import cupy_host
 from host_runtime.cupy_host import to_cupy, to_numpy
 from host_runtime.harness import ORDERS, host_loader, require_compiler
 
-from fftconv_cupy import fftconv, launch, numeric, prepare_filter, window_plan
+from fftconv_cupy import fftconv, launch, mma_plan, numeric, prepare_filter, window_plan
 from fftconv_cupy.archs import ARCHS
 from fftconv_cupy.benchmarks.problems import Case, Inputs, make_inputs, reference_of
 from fftconv_cupy.blocks import COMPLEX_BYTES
+from fftconv_cupy.mma_blocks import MMA_CONFIGS
 from fftconv_cupy.plan import Plan, block_config, make_plan
 from fftconv_cupy.readers import NUMPY_DTYPES
 
@@ -86,7 +87,11 @@ class Placed:
 
 
 def place_all(case: Case, inputs: Inputs, precision: str | None = None) -> tuple[dict[str, Any], Placed]:
-    """Return the arguments of `fftconv` and the output; u lies as the case says, the others in other ways."""
+    """Return the arguments of `fftconv` and the output; u lies as the case says, the others in other ways.
+
+    The precision is that of the case where none is given.
+    """
+    precision = precision or case.precision
 
     def place(host: np.ndarray | None, turn: int) -> Any:
         if host is None:
@@ -115,12 +120,15 @@ def place_all(case: Case, inputs: Inputs, precision: str | None = None) -> tuple
 def host_gpu(arch: str = "sm_90", *, order: str = ORDERS[0], race_check: bool = False) -> Iterator[None]:
     """Play a GPU, as `host_backed_gpu`; kernels stay loaded for the next time. Skips without a C++ compiler.
 
-    Rows that fit a block are transformed as a whole, however short their filter is.
+    Rows that fit a block are transformed as a whole, however short their filter is, and on tensor cores wherever there
+    is a kernel for that.
     """
     require_compiler()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cupy_host, "host_loader", _loader)
         patch.setattr(window_plan, "LEAST_GAIN", math.inf)
+        sizes = tuple(points for _, points in MMA_CONFIGS)
+        patch.setattr(mma_plan, "FASTER_POINTS", dict.fromkeys(mma_plan.FASTER_POINTS, sizes))
         window_plan.cut_of.cache_clear()
         try:
             with cupy_host.host_backed_gpu(arch, order=order, race_check=race_check):

@@ -57,9 +57,9 @@ def cases() -> list[Case]:
 def tensor_core_cases() -> list[Case]:
     """Return convolutions that a GPU of compute capability 8.0 and later transforms on its tensor cores."""
     return [
-        Case("causal", seqlen, seqlen, dtype, seqlen % 2 == 1, precision=precision)
-        for seqlen in (256, 1000, 4095, 8192, 16384)
-        for dtype, precision in (("bfloat16", "medium"), ("float16", "high"))
+        Case("causal", seqlen, seqlen, dtype, seqlen % 96 != 0, precision=precision)
+        for seqlen in (2048, 4000, 4096, 8192)
+        for dtype, precision in (("bfloat16", "medium"), ("float16", "medium"))
     ]
 
 
@@ -111,7 +111,7 @@ def check_outputs(case: Case, generator: np.random.Generator) -> list[str]:
     options: dict[str, Any] = {"mode": case.mode, "precision": case.precision}
     for filt in (taps, prepare_filter(taps, seqlen=case.seqlen, **options)):
         error = relative_error(cupy.asnumpy(fftconv(k=filt, **on_gpu, **options)), expected)
-        if not error < BOUNDS[case.dtype] * (3 if case.precision == "high" else 1):
+        if not error < BOUNDS[case.dtype] * (3 if case.precision == "medium" and case.dtype == "float16" else 1):
             wrong.append(f"{case}: {error:.2e}")
     return wrong
 

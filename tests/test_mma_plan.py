@@ -8,13 +8,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fftconv_cupy import fftconv, fftconv_vjp, mma_plan, numeric, plan, prepare_filter, warmup
+from fftconv_cupy import fftconv, fftconv_vjp, numeric, plan, prepare_filter, warmup
 from fftconv_cupy.archs import ARCHS
+from fftconv_cupy.arrays import view
 from fftconv_cupy.blocks import BLOCK_CONFIGS, EXTRAS, QUAD_BYTES
+from fftconv_cupy.checks import filter_problem
 from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, UnsupportedProblemError
 from fftconv_cupy.kernel_matrix import iter_kernels
-from fftconv_cupy.mma_blocks import MIDDLE_SCALE, MMA_CONFIGS, MMA_PRECISIONS, OUTER_SCALES, PHASE
-from fftconv_cupy.mma_plan import MmaPlan, make_mma_plan, precision_of
+from fftconv_cupy.mma_blocks import (
+    DTYPES,
+    FASTER_POINTS,
+    MIDDLE_SCALE,
+    MMA_CONFIGS,
+    MMA_PRECISIONS,
+    OUTER_SCALES,
+    PHASE,
+)
+from fftconv_cupy.mma_plan import make_mma_plan, precision_of
 from fftconv_cupy.mma_tables import mma_table
 from fftconv_cupy.plan import Plan
 from fftconv_cupy.problem import MODES, Problem, make_problem
@@ -23,36 +33,58 @@ _CONFIGS = [pytest.param(config, id=f"M{points}-{precision}") for (precision, po
 
 
 def problem(precision: str | None, dtype: str = "float16", mode: str = "causal", **changes: object) -> Problem:
-    numbers = {"batch": 2, "channels": 3, "seqlen": 1024, "filter_len": 1024, **changes}
+    numbers = {"batch": 2, "channels": 3, "seqlen": 4096, "filter_len": 4096, **changes}
     return make_problem(mode, **numbers, dtype=dtype, precision=precision)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("precision", [None, "highest", "high", "medium"])
-def test_less_than_the_highest_runs_with_16_bits_from_sm_80_on(arch: str, dtype: str, precision: str | None) -> None:
+def test_medium_runs_with_16_bits_from_sm_80_on_and_is_the_default_of_bfloat16(
+    arch: str, dtype: str, precision: str | None
+) -> None:
     has_tensor_cores = arch != "sm_75" and dtype != "float32"
-    expected = precision if precision in MMA_PRECISIONS and has_tensor_cores else "highest"
+    is_asked = precision == "medium" or (precision is None and dtype == "bfloat16")
+    expected = "medium" if has_tensor_cores and is_asked else "highest"
     assert precision_of(problem(precision, dtype), ARCHS[arch]) == expected
 
 
 @pytest.mark.parametrize(
-    ("arch", "seqlen", "expected"),
+    ("dtype", "changes", "expected"),
     [
-        ("sm_90", 16384, "medium"),
-        ("sm_90", 16385, "highest"),
-        ("sm_86", 8192, "medium"),
-        ("sm_86", 8193, "highest"),
+        ("bfloat16", {"seqlen": 2048, "filter_len": 2048}, "medium"),
+        ("float16", {"seqlen": 2048, "filter_len": 2048}, "highest"),  # whose bound it missed
+        ("bfloat16", {"seqlen": 2048, "filter_len": 2048, "in_gate": True}, "highest"),
+        ("bfloat16", {"in_gate": True, "out_gate": True}, "medium"),
+        ("bfloat16", {"seqlen": 8192, "filter_len": 8192, "skip": True}, "medium"),
+        ("bfloat16", {"seqlen": 1024, "filter_len": 1024}, "highest"),
+        ("bfloat16", {"seqlen": 16384, "filter_len": 16384}, "highest"),
+        ("bfloat16", {"seqlen": 4000}, "medium"),
+        ("bfloat16", {"seqlen": 4001}, "highest"),  # read element by element
+        ("bfloat16", {"mode": "same", "filter_len": 77}, "medium"),
+        ("bfloat16", {"mode": "circular", "filter_len": 4096}, "highest"),  # two rows at a time
+        ("bfloat16", {"mode": "circular", "seqlen": 4000, "filter_len": 4000}, "medium"),
+        ("bfloat16", {"mode": "full", "seqlen": 4096, "filter_len": 2049}, "highest"),  # M = 4096 in float32
+        ("bfloat16", {"seqlen": 40000, "filter_len": 40000}, "highest"),
     ],
 )
-def test_rows_that_no_block_holds_run_in_float32(arch: str, seqlen: int, expected: str) -> None:
-    assert precision_of(problem("medium", seqlen=seqlen, filter_len=seqlen), ARCHS[arch]) == expected
+def test_medium_runs_where_it_is_faster_and_within_its_bounds(
+    dtype: str, changes: dict[str, object], expected: str
+) -> None:
+    asked = problem("medium", dtype, **changes)  # type: ignore[arg-type]
+    assert precision_of(asked, ARCHS["sm_90"]) == expected
+    for other in ("high", "highest"):
+        assert precision_of(replace(asked, precision=other), ARCHS["sm_90"]) == "highest"
 
 
-def test_outputs_longer_than_the_transform_take_a_larger_one() -> None:
-    full = plan(2, 3, 1024, 1024, mode="full", precision="medium", arch="sm_90")
-    assert isinstance(full, MmaPlan)
-    assert full.tensor.points == 2048
+def test_a_filter_is_prepared_for_calls_with_any_extras_in_either_dtype() -> None:
+    assert set(FASTER_POINTS) == set(itertools.product(DTYPES, EXTRAS))
+    assert all(set(FASTER_POINTS["float16", "any"]) <= set(points) for points in FASTER_POINTS.values())
+    for points in (4096, 8192):
+        prepared = filter_problem(
+            view(np.ones((3, points), np.float32), "k", None), points, "causal", None, precision="medium"
+        )
+        assert precision_of(prepared, ARCHS["sm_90"]) == "medium"
 
 
 def test_a_plan_tells_the_precision() -> None:
@@ -69,7 +101,9 @@ def test_a_plan_tells_the_precision() -> None:
         ({"dtype": "float32"}, "medium"),
         ({"filter_len": 17, "seqlen": 1 << 14}, "high"),
         ({"seqlen": 40000, "filter_len": 40000}, "medium"),
-        ({"arch": "sm_75"}, "high"),
+        ({"arch": "sm_75"}, "medium"),
+        ({}, "high"),
+        ({"mode": "circular"}, "medium"),
         ({"wrt": ("u", "k")}, "medium"),
         ({"wrt": "u", "filter_len": 17, "seqlen": 1 << 14}, "medium"),
         ({"wrt": "u", "seqlen": 40000, "filter_len": 40000}, "high"),
@@ -77,53 +111,16 @@ def test_a_plan_tells_the_precision() -> None:
     ],
 )
 def test_a_plan_in_float32_says_so_and_what_would_have_done(call: dict[str, object], asked: str) -> None:
-    numbers = {"batch": 2, "channels": 3, "seqlen": 1024, "filter_len": 1024, "arch": "sm_90", **call}
+    numbers = {"batch": 2, "channels": 3, "seqlen": 4096, "filter_len": 4096, "arch": "sm_90", **call}
     for precision in (None, "highest"):
         assert "\n  precision       highest: float32 arithmetic\n" in str(plan(**numbers, precision=precision))
     text = str(plan(**numbers, precision=asked))
     assert f"precision       highest: float32 arithmetic; '{asked}' would do" in text
 
 
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let medium have been measured to be faster for plain linear rows of 1024 points on sm_90."""
-    monkeypatch.setattr(mma_plan, "DEFAULT_POINTS", {("sm_90", "linear", "none"): (1024,)})
-
-
-@pytest.mark.usefixtures("measured")
-@pytest.mark.parametrize(
-    ("dtype", "arch", "changes", "expected"),
-    [
-        ("bfloat16", "sm_90", {}, "medium"),
-        ("bfloat16", "sm_90", {"seqlen": 1000}, "medium"),
-        ("float16", "sm_90", {}, "highest"),
-        ("float32", "sm_90", {}, "highest"),
-        ("bfloat16", "sm_80", {}, "highest"),
-        ("bfloat16", "sm_90", {"in_gate": True}, "highest"),
-        ("bfloat16", "sm_90", {"mode": "circular"}, "highest"),
-        ("bfloat16", "sm_90", {"seqlen": 999}, "highest"),
-        ("bfloat16", "sm_90", {"seqlen": 2048, "filter_len": 2048}, "highest"),
-    ],
-)
-def test_the_default_is_medium_where_it_was_measured_to_be_faster(
-    dtype: str, arch: str, changes: dict[str, object], expected: str
-) -> None:
-    asked = problem(None, dtype, **changes)  # type: ignore[arg-type]
-    assert precision_of(asked, ARCHS[arch]) == expected
-    assert precision_of(replace(asked, precision="highest"), ARCHS[arch]) == "highest"
-
-
-def test_defaults_name_sizes_and_kinds_that_there_are() -> None:
-    for (arch, kind, extras), points in mma_plan.DEFAULT_POINTS.items():
-        assert arch in ARCHS
-        assert kind in ("linear", "paired")
-        assert extras in EXTRAS
-        assert all(("medium", size) in MMA_CONFIGS for size in points)
-
-
 def test_a_plan_that_is_not_for_tensor_cores_is_refused() -> None:
     with pytest.raises(UnsupportedProblemError, match=r"precision: got None .* allowed: 'highest'"):
-        make_mma_plan(problem(None), ARCHS["sm_90"])
+        make_mma_plan(problem(None), ARCHS["sm_75"])
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -131,7 +128,7 @@ def test_a_plan_that_is_not_for_tensor_cores_is_refused() -> None:
 def test_plans_name_only_kernels_of_the_compile_matrix(arch: str, mode: str) -> None:
     known = {kernel.spec for kernel in iter_kernels(arch)}
     flags = [{}, {"in_gate": True}, {"in_gate": True, "out_gate": True}, {"skip": True}]
-    for seqlen, taps, precision, options in itertools.product([1, 256, 1000, 8192], [1, 3000], MMA_PRECISIONS, flags):
+    for seqlen, taps, precision, options in itertools.product([1, 256, 4096, 8192], [1, 3000], MMA_PRECISIONS, flags):
         asked = problem(precision, "bfloat16", mode, seqlen=seqlen, filter_len=taps, **options)
         if precision_of(asked, ARCHS[arch]) == precision:
             for is_wide in (True, False):
@@ -140,7 +137,7 @@ def test_plans_name_only_kernels_of_the_compile_matrix(arch: str, mode: str) -> 
 
 
 def test_groups_of_channels_bound_the_workspace() -> None:
-    made = make_mma_plan(problem("high", channels=1 << 16, seqlen=16384, filter_len=16384), ARCHS["sm_90"])
+    made = make_mma_plan(problem("medium", channels=1 << 16, seqlen=8192, filter_len=8192), ARCHS["sm_90"])
     assert made.workspace_bytes <= 256 << 20
     assert made.launches == 3 * -(-(1 << 16) // made.channel_group)
 
@@ -177,8 +174,7 @@ def test_the_cpu_computes_the_same_with_any_precision(precision: str | None) -> 
 
 def test_the_bounds_of_results_by_precision() -> None:
     exact = np.random.default_rng(0).standard_normal((3, 4096))
-    fixed = {"high": 6e-4, "medium": 1.1e-3}
-    factor = {"high": 1.1, "medium": 1.2}
+    fixed, factor = {"medium": 1.1e-3}, {"medium": 1.2}
     for precision in MMA_PRECISIONS:
         assert numeric.bound(exact, "float16", precision=precision) == fixed[precision]
         rounding = numeric.rounding_error(exact, "bfloat16")

@@ -25,6 +25,7 @@ from fftconv_cupy.cli import main
 from fftconv_cupy.cluster_plan import ClusterPlan
 from fftconv_cupy.errors import CompileError, MissingDependencyError
 from fftconv_cupy.long_plan import LongPlan
+from fftconv_cupy.mma_blocks import MMA_CONFIGS
 from fftconv_cupy.mma_plan import make_mma_plan
 from fftconv_cupy.plan import LARGEST_FFT_SIZE, Plan
 from fftconv_cupy.problem import CPU_DTYPES, DTYPES, MODES
@@ -239,20 +240,16 @@ def test_every_size_is_checked_in_every_mode_and_the_full_level_has_every_gate()
     assert len({gate[3:] for gate in gates if gate[:3] == (4096, "causal", "float16")}) == 6
 
 
-@pytest.mark.parametrize("precision", ["high", "medium"])
-def test_every_size_of_tensor_cores_is_checked_with_each_precision(precision):
+def test_every_size_of_tensor_cores_is_checked():
     for level in problems.LEVELS:
-        cases = problems.verify_cases(level, DTYPES, SM_90, [precision])
+        cases = problems.verify_cases(level, DTYPES, SM_90, ["medium"])
         plans = [make_mma_plan(case.problem, SM_90) for case in cases]
-        assert {made.precision for made in plans} == {precision}
-        assert {made.tensor.points for made in plans} == {1 << log2 for log2 in range(8, 15)}
+        assert {made.tensor.points for made in plans} == {points for _, points in MMA_CONFIGS}
         assert {case.range for case in cases} == {None, *RANGES}
-        seen = {(made.tensor.points, case.mode, case.dtype) for made, case in zip(plans, cases, strict=True)}
-        if level != "quick":
-            assert seen >= {(1024, mode, dtype) for mode in MODES for dtype in ("float16", "bfloat16")}
-    assert not problems.verify_cases("full", ["float32"], SM_90, [precision])
-    assert not problems.verify_cases("full", DTYPES, ARCHS["sm_75"], [precision])
-    checked = {job.check for job in verification.jobs_for("quick", DTYPES, Place(CPU), SM_90, [precision])}
+        assert {case.dtype for case in cases} == {"float16", "bfloat16"}
+    for nothing in ((["float32"], SM_90, "medium"), (DTYPES, ARCHS["sm_75"], "medium"), (DTYPES, SM_90, "high")):
+        assert not problems.verify_cases("full", *nothing[:2], [nothing[2]])
+    checked = {job.check for job in verification.jobs_for("quick", DTYPES, Place(CPU), SM_90, ["medium"])}
     assert checked == {checks.accuracy, checks.repeats, checks.confinement}
 
 

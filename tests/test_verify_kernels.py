@@ -28,8 +28,8 @@ class HostBackedGpu(Place):
 ON_KERNELS = (
     Case("causal", "float16", 97, 200, batch=3, channels=2, in_gate=True, layout="strided"),
     Case("circular", "float32", 128, 128, batch=3, channels=2, prepared=True, layout="transposed", scaled=True),
-    Case("same", "float16", 250, 100, batch=3, channels=2, prepared=True, precision="high", layout="strided"),
-    Case("causal", "bfloat16", 256, 256, batch=4, channels=2, precision="medium", range="rows 1e6 apart"),
+    Case("same", "float16", 4000, 100, batch=3, channels=2, prepared=True, precision="medium", layout="strided"),
+    Case("causal", "bfloat16", 4096, 4096, batch=4, channels=2, precision="medium", range="rows 1e6 apart"),
 )
 
 
