@@ -260,7 +260,7 @@ def _tensor_core_cases(
     draw = random.Random(f"{precision} of fftconv verify")
     halves = [dtype for dtype in _HALVES if dtype in dtypes]
     groups: dict[tuple[Any, ...], list[Case]] = {}
-    whole = [Case("causal", dtype, points, points) for (_, points), dtype in itertools.product(MMA_CONFIGS, halves)]
+    whole = [Case("causal", dtype, points, points) for points, dtype in itertools.product(MMA_CONFIGS, halves)]
     for case in (*whole, *cases) if halves else ():
         dtype = case.dtype if case.dtype in halves else draw.choice(halves)
         skip_dtype = case.skip_dtype and "float32"

@@ -47,7 +47,6 @@ from fftconv_cupy.long_blocks import (
 )
 from fftconv_cupy.mma_blocks import (
     CONVERT_THREADS,
-    MMA_PRECISIONS,
     convert_spec,
     fitting_mma_config,
     mma_spec,
@@ -149,13 +148,12 @@ def _kernels(config: BlockConfig, limits: ArchLimits) -> tuple[Kernel, ...]:
 
 def _mma_kernels(config: BlockConfig, limits: ArchLimits) -> Iterator[Kernel]:
     """Yield the kernels of transforms on tensor cores."""
-    for precision in MMA_PRECISIONS:
-        fitting = fitting_mma_config(precision, config.points, limits)
-        if fitting is not None and fitting[0].points == config.points:
-            tensor = fitting[0]
-            yield Kernel(convert_spec(tensor, config), CONVERT_THREADS, 1, 0)
-            for variant in mma_variants():
-                yield Kernel(mma_spec(tensor, variant), tensor.threads, tensor.min_blocks, tensor.shared_bytes)
+    fitting = fitting_mma_config(config.points, limits)
+    if fitting is not None and fitting[0].points == config.points:
+        tensor = fitting[0]
+        yield Kernel(convert_spec(tensor, config), CONVERT_THREADS, 1, 0)
+        for variant in mma_variants():
+            yield Kernel(mma_spec(tensor, variant), tensor.threads, tensor.min_blocks, tensor.shared_bytes)
 
 
 def _window_kernels(config: BlockConfig, limits: ArchLimits) -> Iterator[Kernel]:

@@ -18,16 +18,11 @@ from fftconv_cupy.params import FwdParams
 from fftconv_cupy.source import KernelSpec
 
 DTYPES = ("float16", "bfloat16")
-MMA_PRECISIONS = ("medium",)
 # Factors of the matrices of a pass, by its radix. In [1, 2), that by which rounding to halves costs least:
 OUTER_SCALES = {
-    1: 1.0,
-    2: 1.923828125,
-    4: 1.8603515625,
     8: 1.115234375,
     16: 1.8369140625,
     32: 1.8193359375,
-    64: 1.720703125,
 }
 # and one of about 1/4, by which the four passes of 16 points neither grow nor shrink random data.
 MIDDLE_SCALE = 1.8603515625 / 8
@@ -58,14 +53,12 @@ class MmaConfig:
         slabs: that a block holds side by side.
         tiles: neighbouring points that a thread reads at a time.
         min_blocks: blocks that should fit on a multiprocessor; bounds the registers of a thread.
-        is_high: accumulators and twiddles are float32, not halves.
     """
 
     points: int
     slabs: int
     tiles: int
     min_blocks: int
-    is_high: bool
 
     @property
     def radix(self) -> int:
@@ -85,7 +78,7 @@ class MmaConfig:
     @property
     def has_column_matrices(self) -> bool:
         """Whether the last pass has matrices of its own for each n1 (kernels/mma_layout.cuh)."""
-        return not self.is_high and self.lines == 16
+        return self.lines == 16
 
     @property
     def rows(self) -> int:
@@ -100,7 +93,7 @@ class MmaConfig:
     @property
     def spectrum_words(self) -> int:
         """Words of 16 bytes of a channel's spectrum, with that of its exponent."""
-        return self.radix * 32 * (4 if self.is_high else 2) + 1
+        return self.radix * 32 * 2 + 1
 
     @property
     def spectrum_bytes(self) -> int:
@@ -119,11 +112,7 @@ _SHAPES = {
     4096: (2, 8, 3),
     8192: (1, 4, 3),
 }
-MMA_CONFIGS = {
-    (precision, points): MmaConfig(points, *shape, is_high=False)
-    for precision in MMA_PRECISIONS
-    for points, shape in _SHAPES.items()
-}
+MMA_CONFIGS = {points: MmaConfig(points, *shape) for points, shape in _SHAPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +132,7 @@ class MmaVariant:
     extras: str
 
 
-def fitting_mma_config(precision: str, points: int, limits: ArchLimits) -> tuple[MmaConfig, BlockConfig] | None:
+def fitting_mma_config(points: int, limits: ArchLimits) -> tuple[MmaConfig, BlockConfig] | None:
     """Return the smallest configuration of at least so many points that the GPU has room for, or None.
 
     The other one is that of the float32 transform of the same size, which makes the filter's spectrum.
@@ -151,7 +140,7 @@ def fitting_mma_config(precision: str, points: int, limits: ArchLimits) -> tuple
     if int(limits.arch.removeprefix("sm_")) < _OLDEST_CAPABILITY:
         return None
     for block in fitting_configs(limits):
-        config = MMA_CONFIGS.get((precision, block.points))
+        config = MMA_CONFIGS.get(block.points)
         if block.points >= points and config is not None and config.shared_bytes <= limits.block_shared_bytes:
             return config, block
     return None
@@ -170,7 +159,6 @@ def mma_spec(config: MmaConfig, variant: MmaVariant) -> KernelSpec:
         ("FFTCONV_LOG2_POINTS", str(config.points.bit_length() - 1)),
         ("FFTCONV_SLABS", str(config.slabs)),
         ("FFTCONV_TILES", str(config.tiles)),
-        ("FFTCONV_IS_HIGH", str(int(config.is_high))),
         ("FFTCONV_MIN_BLOCKS", str(config.min_blocks)),
         ("FFTCONV_IO_T", CUDA_TYPES[variant.dtype]),
         ("FFTCONV_IS_WIDE", str(int(variant.is_wide))),
@@ -188,7 +176,6 @@ def convert_spec(config: MmaConfig, block: BlockConfig) -> KernelSpec:
     defines = (
         ("FFTCONV_LOG2_POINTS", str(config.points.bit_length() - 1)),
         ("FFTCONV_LOG2_EPT", str(block.log2_ept)),
-        ("FFTCONV_IS_HIGH", str(int(config.is_high))),
         ("FFTCONV_THREADS", str(CONVERT_THREADS)),
         ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(MmaFilterParams))),
     )

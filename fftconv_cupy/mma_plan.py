@@ -114,7 +114,7 @@ def mma_configs(problem: Problem, limits: ArchLimits) -> tuple[MmaConfig, BlockC
     if problem.dtype not in DTYPES or problem.initial_state or (problem.seqlen | problem.out_len) % WIDE_POINTS:
         return None
     kind, least = transform_of(problem)
-    configs = fitting_mma_config("medium", max(least, problem.seqlen, problem.out_len), limits)
+    configs = fitting_mma_config(max(least, problem.seqlen, problem.out_len), limits)
     if configs is None or kind == "paired" or least <= configs[0].points // 2:
         return None
     return configs if configs[0].points in FASTER_POINTS[problem.dtype, extras_of(problem)] else None

@@ -88,10 +88,10 @@ def _strip_twiddles(config: MmaConfig) -> npt.NDArray[np.float32]:
 
 
 def _line_twiddles(config: MmaConfig) -> npt.NDArray[np.generic]:
-    """Return the same, [j0][n1 / 2][n1 % 2]: as float32, or each part as two equal halves."""
+    """Return the same, [j0][n1 / 2][n1 % 2]: each part as two equal halves."""
     n1 = 2 * np.arange(8)[:, None] + _HALF
     parts = _parts(n1 * (np.arange(config.radix)[:, None, None] + PHASE) / (16 * config.radix))
-    return parts.astype(np.float32) if config.is_high else np.repeat(parts.astype(np.float16), 2, axis=-1)
+    return np.repeat(parts.astype(np.float16), 2, axis=-1)
 
 
 def _parts(turns: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -108,15 +108,13 @@ def _factors(config: MmaConfig) -> tuple[npt.NDArray[np.generic], npt.NDArray[np
     forward = (g + 8 * (pair % 2), 2 * columns + pair // 2)  # rows are j1, columns n2
     inverse = (columns + 8 * (pair // 2), 2 * g + pair % 2)  # rows are n2, columns j1
     first, second = (
-        pack_factors(np.exp(2j * np.pi * n2 * (j0 + PHASE + config.radix * j1) / config.points), config.is_high)
+        pack_factors(np.exp(2j * np.pi * n2 * (j0 + PHASE + config.radix * j1) / config.points))
         for j1, n2 in (forward, inverse)
     )
     return first, second
 
 
-def pack_factors(factors: npt.NDArray[np.complex128], is_high: bool) -> npt.NDArray[np.generic]:
-    """Return factors [j0][lane][pair][2] as [j0][words][lane]: float32 pairs, or halves, real parts first."""
+def pack_factors(factors: npt.NDArray[np.complex128]) -> npt.NDArray[np.generic]:
+    """Return factors [j0][lane][pair][2] as [j0][words][lane]: halves, real parts first."""
     parts = np.stack([factors.real, factors.imag], axis=1)  # [j0][part][lane][pair][2]
-    if is_high:
-        return np.ascontiguousarray(parts.transpose(0, 3, 2, 1, 4)).astype(np.float32)
     return np.ascontiguousarray(parts).astype(np.float16)

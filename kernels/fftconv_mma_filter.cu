@@ -58,16 +58,8 @@ struct FilterConverter {
         re[i] = scaled(a.re, b.re, is_finite, exponent);
         im[i] = scaled(a.im, b.im, is_finite, exponent);
       }
-      if constexpr (Layout::kIsHigh) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          g_words[i * 32] = make_uint4(__float_as_uint(re[i].x), __float_as_uint(re[i].y), __float_as_uint(im[i].x),
-                                       __float_as_uint(im[i].y));
-        }
-      } else {
-        g_words[0] = packed(re);
-        g_words[32] = packed(im);
-      }
+      g_words[0] = packed(re);
+      g_words[32] = packed(im);
     }
     if (threadIdx.x == 0) g_out[Layout::kSpectrumWords] = make_uint4(static_cast<unsigned>(exponent), 0, 0, 0);
   }
@@ -97,7 +89,7 @@ FFTCONV_DEVICE void convert_filter(const MmaFilterParams& p) {
 }  // namespace fftconv
 
 struct Config {
-  using Layout = fftconv::MmaLayout<FFTCONV_LOG2_POINTS, 1, 8, FFTCONV_IS_HIGH>;
+  using Layout = fftconv::MmaLayout<FFTCONV_LOG2_POINTS, 1, 8>;
   static constexpr int kLog2Ept = FFTCONV_LOG2_EPT, kThreads = FFTCONV_THREADS;
 };
 static_assert(sizeof(fftconv::MmaFilterParams) == FFTCONV_PARAMS_BYTES,

@@ -31,7 +31,6 @@ struct MmaBlock {
   using Layout = typename Traits::Layout;
   using io_t = typename Traits::io_t;
   using Fft = MmaFft<Layout>;
-  using Arithmetic = typename Fft::Arithmetic;
   static constexpr int kColumns = Layout::kTiles / 2;  // n1 of a strip
 
   const FwdParams& p;
@@ -126,7 +125,7 @@ struct MmaBlock {
   FFTCONV_DEVICE int channel_of(int slab, int line) const {
     return row_at(slab * Layout::kSlabRows + line / Layout::kRadix).channel;
   }
-  FFTCONV_DEVICE void load_spectrum(Factors<Arithmetic>& spectrum, int channel, int line) const {
+  FFTCONV_DEVICE void load_spectrum(Factors& spectrum, int channel, int line) const {
     const uint4* g_spectrum = reinterpret_cast<const uint4*>(p.spectrum) + channel * p.spectrum_stride;
     spectrum.load(g_spectrum + line % Layout::kRadix * Layout::kFactorWords * 32, lane);
     if constexpr (Traits::kExtras == Extras::kAny) {
@@ -230,7 +229,7 @@ FFTCONV_DEVICE void convolve_block(const FwdParams& p, char* s_base) {
 }  // namespace fftconv
 
 struct Config {
-  using Layout = fftconv::MmaLayout<FFTCONV_LOG2_POINTS, FFTCONV_SLABS, FFTCONV_TILES, FFTCONV_IS_HIGH>;
+  using Layout = fftconv::MmaLayout<FFTCONV_LOG2_POINTS, FFTCONV_SLABS, FFTCONV_TILES>;
   using io_t = FFTCONV_IO_T;
   static constexpr bool kIsWide = FFTCONV_IS_WIDE, kHasTail = FFTCONV_HAS_TAIL;
   static constexpr fftconv::Extras kExtras = static_cast<fftconv::Extras>(FFTCONV_EXTRAS);

@@ -7,12 +7,8 @@ namespace fftconv {
 
 FFTCONV_DEVICE unsigned pack_halves(float a, float b) { return bits_of(__floats2half2_rn(a, b)); }
 
-// What is between two products of matrices: values of two neighbouring columns, in halves or in float32.
-template <bool kIsHigh>
-struct MmaArithmetic;
-
-template <>
-struct MmaArithmetic<false> {
+// What is between two products of matrices: values of two neighbouring columns, in halves.
+struct HalfArithmetic {
   using pair_t = __half2;
   FFTCONV_DEVICE static pair_t both(unsigned word) { return halves_of(word); }
   FFTCONV_DEVICE static unsigned pack(pair_t v) { return bits_of(v); }
@@ -33,24 +29,16 @@ struct MmaArithmetic<false> {
   }
 };
 
-template <>
-struct MmaArithmetic<true> {
+// That of the first pass, whose inputs are exact but for one rounding.
+struct FloatArithmetic {
   using pair_t = float2;
   FFTCONV_DEVICE static pair_t both(unsigned word) { return make_float2(__uint_as_float(word), __uint_as_float(word)); }
   FFTCONV_DEVICE static unsigned pack(pair_t v) { return pack_halves(v.x, v.y); }
-  FFTCONV_DEVICE static pair_t add(pair_t a, pair_t b) { return make_float2(a.x + b.x, a.y + b.y); }
-  FFTCONV_DEVICE static pair_t subtract(pair_t a, pair_t b) { return make_float2(a.x - b.x, a.y - b.y); }
   FFTCONV_DEVICE static pair_t sum_of_products(pair_t a, pair_t b, pair_t c, pair_t d) {
     return make_float2(fmaf(a.x, b.x, c.x * d.x), fmaf(a.y, b.y, c.y * d.y));
   }
   FFTCONV_DEVICE static pair_t difference_of_products(pair_t a, pair_t b, pair_t c, pair_t d) {
     return make_float2(fmaf(a.x, b.x, -c.x * d.x), fmaf(a.y, b.y, -c.y * d.y));
-  }
-  FFTCONV_DEVICE static void product(pair_t& upper, pair_t& lower, const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    float d[4] = {0.f, 0.f, 0.f, 0.f};
-    add_product(d, a, b0, b1);
-    upper = make_float2(d[0], d[1]);
-    lower = make_float2(d[2], d[3]);
   }
 };
 
@@ -83,12 +71,8 @@ FFTCONV_DEVICE ComplexPair<Arithmetic> operator-(const ComplexPair<Arithmetic>& 
 }
 
 // The eight factors that a thread has of a line, in four pairs.
-template <class Arithmetic>
-struct Factors;
-
-template <>
-struct Factors<MmaArithmetic<false>> {
-  ComplexPair<MmaArithmetic<false>> pair[4];
+struct Factors {
+  ComplexPair<HalfArithmetic> pair[4];
 
   FFTCONV_DEVICE void load(const uint4* g_words, int lane) {
     const uint4 re = __ldg(g_words + lane), im = __ldg(g_words + 32 + lane);
@@ -104,27 +88,6 @@ struct Factors<MmaArithmetic<false>> {
       const float2 re = __half22float2(pair[i].re), im = __half22float2(pair[i].im);
       pair[i].re = __floats2half2_rn(fmaf(re.x, scale, added), fmaf(re.y, scale, added));
       pair[i].im = __floats2half2_rn(im.x * scale, im.y * scale);
-    }
-  }
-};
-
-template <>
-struct Factors<MmaArithmetic<true>> {
-  ComplexPair<MmaArithmetic<true>> pair[4];
-
-  FFTCONV_DEVICE void load(const uint4* g_words, int lane) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const float4 v = __ldg(reinterpret_cast<const float4*>(g_words) + i * 32 + lane);
-      pair[i] = {make_float2(v.x, v.y), make_float2(v.z, v.w)};
-    }
-  }
-  FFTCONV_DEVICE void adjust(float scale, float added) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const float2 re = pair[i].re, im = pair[i].im;
-      pair[i].re = make_float2(fmaf(re.x, scale, added), fmaf(re.y, scale, added));
-      pair[i].im = make_float2(im.x * scale, im.y * scale);
     }
   }
 };
@@ -152,9 +115,8 @@ FFTCONV_DEVICE void load_fragment(unsigned (&a)[4], const uint4* g_word) {
 // What a line is multiplied by on its way.
 template <class Layout>
 struct LineFactors {
-  using Arithmetic = MmaArithmetic<Layout::kIsHigh>;
-  Factors<Arithmetic> forward, spectrum, inverse;
-  Twiddles<Arithmetic> twiddle;
+  Factors forward, spectrum, inverse;
+  Twiddles<HalfArithmetic> twiddle;
 
   // All but the spectrum.
   FFTCONV_DEVICE void load(const uint4* g_table, int node, int lane) {
@@ -166,8 +128,8 @@ struct LineFactors {
 
 template <class Layout>
 struct MmaFft {
-  using Arithmetic = MmaArithmetic<Layout::kIsHigh>;
-  using Float = MmaArithmetic<true>;
+  using Arithmetic = HalfArithmetic;
+  using Float = FloatArithmetic;
   using Pair = ComplexPair<Arithmetic>;
 
   // The first pass. b[group][tile] is the right factor of 16 lines of the points tile, tile + kTiles, ... of a strip.

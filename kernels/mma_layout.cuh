@@ -17,26 +17,25 @@
 
 namespace fftconv {
 
-template <int kLog2Points_, int kSlabs_, int kTiles_, bool kIsHigh_>
+template <int kLog2Points_, int kSlabs_, int kTiles_>
 struct MmaLayout {
   static constexpr int kLog2Points = kLog2Points_, kPoints = 1 << kLog2Points;
   static constexpr int kSlabs = kSlabs_;  // of a block
   static constexpr int kTiles = kTiles_;  // neighbouring points that a thread reads; one of each goes to a product
-  static constexpr bool kIsHigh = kIsHigh_;
   static constexpr int kRadix = kPoints / 256;
   static constexpr int kLines = kRadix < 16 ? 16 : kRadix, kGroups = kLines / 16;
   static constexpr int kSlabRows = kLines / kRadix, kRows = kSlabs * kSlabRows;
   static constexpr int kStrips = 32 / kTiles, kWarps = kSlabs * kStrips, kThreads = 32 * kWarps;
   static constexpr int kPlaneBytes = kLines * 512, kSlabBytes = 2 * kPlaneBytes;  // real parts, then imaginary ones
 
-  // The inverse of the first twiddle is part of the last pass's matrices, one for each n1: in halves that is more exact
-  // than to multiply by it. For many lines these would be large, and in float32 the twiddle costs no precision.
-  static constexpr bool kHasColumnMatrices = !kIsHigh && kGroups == 1;
+  // The inverse of the first twiddle is part of the last pass's matrices, one for each n1: that is more exact than to
+  // multiply by it in halves. For many lines these would be large.
+  static constexpr bool kHasColumnMatrices = kGroups == 1;
 
   // Offsets into the table, in words of 16 bytes.
-  static constexpr int kFactorWords = kIsHigh ? 4 : 2;  // of the eight factors that a thread has of a line
-  static constexpr int kMiddle = 0;                     // [4][lane]: matrices of the transforms of 16 points
-  static constexpr int kFirst = kMiddle + 4 * 32;       // [group of j0][group of n0][cosine, sine][lane]
+  static constexpr int kFactorWords = 2;           // of the eight factors that a thread has of a line
+  static constexpr int kMiddle = 0;                // [4][lane]: matrices of the transforms of 16 points
+  static constexpr int kFirst = kMiddle + 4 * 32;  // [group of j0][group of n0][cosine, sine][lane]
   // [group of n0][group of j0], or [n1]; of each [cosine, sine][lane]
   static constexpr int kLast = kFirst + 2 * kGroups * kGroups * 32;
   static constexpr int kLastWords = 2 * (kHasColumnMatrices ? 16 : kGroups * kGroups) * 32;

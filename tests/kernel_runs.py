@@ -127,7 +127,7 @@ def host_gpu(arch: str = "sm_90", *, order: str = ORDERS[0], race_check: bool = 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cupy_host, "host_loader", _loader)
         patch.setattr(window_plan, "LEAST_GAIN", math.inf)
-        sizes = tuple(points for _, points in MMA_CONFIGS)
+        sizes = tuple(MMA_CONFIGS)
         patch.setattr(mma_plan, "FASTER_POINTS", dict.fromkeys(mma_plan.FASTER_POINTS, sizes))
         window_plan.cut_of.cache_clear()
         try:
