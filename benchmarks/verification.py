@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from fftconv_cupy import compile
 from fftconv_cupy.archs import ArchLimits, arch_limits
 from fftconv_cupy.benchmarks import checks, depthwise, gradient_checks, state_checks
+from fftconv_cupy.benchmarks.case_sets import streamed_cases, verify_cases
 from fftconv_cupy.benchmarks.checks import Finding
 from fftconv_cupy.benchmarks.depthwise import DepthwiseJob
 from fftconv_cupy.benchmarks.places import Place
-from fftconv_cupy.benchmarks.problems import Case, gradient_transform, planned, streamed_cases, verify_cases
+from fftconv_cupy.benchmarks.problems import Case, gradient_transform, planned
 from fftconv_cupy.plan import transform_of
 from fftconv_cupy.plans import AnyPlan, precision_of_call
 from fftconv_cupy.problem import MODES, PRECISIONS
@@ -79,7 +80,7 @@ def jobs_for(
     """Return what to check.
 
     Args:
-        level: one of `fftconv_cupy.benchmarks.problems.LEVELS`.
+        level: one of `fftconv_cupy.benchmarks.case_sets.LEVELS`.
         dtypes: dtypes to check.
         place: the GPU, or the CPU, which has no streams.
         limits: of the GPU; on the CPU of the largest one.

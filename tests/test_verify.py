@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 import fftconv_cupy
 from fftconv_cupy.archs import ARCHS
-from fftconv_cupy.benchmarks import checks, environment, places, problems, verification
+from fftconv_cupy.benchmarks import case_sets, checks, environment, places, problems, verification
 from fftconv_cupy.benchmarks.places import CPU, Place
 from fftconv_cupy.benchmarks.problems import Case
 from fftconv_cupy.benchmarks.ranges import RANGES
@@ -224,8 +224,8 @@ def test_an_exception_is_a_finding(monkeypatch):
 
 
 def test_every_size_is_checked_in_every_mode_and_the_full_level_has_every_gate():
-    for level in problems.LEVELS:
-        cases = problems.verify_cases(level, DTYPES, SM_90)
+    for level in case_sets.LEVELS:
+        cases = case_sets.verify_cases(level, DTYPES, SM_90)
         assert len({case.label for case in cases}) == len(cases)
         found = {(case.mode, case.problem.fft_size) for case in cases}
         for log2 in range(1, 16):
@@ -241,14 +241,14 @@ def test_every_size_is_checked_in_every_mode_and_the_full_level_has_every_gate()
 
 
 def test_every_size_of_tensor_cores_is_checked():
-    for level in problems.LEVELS:
-        cases = problems.verify_cases(level, DTYPES, SM_90, ["medium"])
+    for level in case_sets.LEVELS:
+        cases = case_sets.verify_cases(level, DTYPES, SM_90, ["medium"])
         plans = [make_mma_plan(case.problem, SM_90) for case in cases]
         assert {made.tensor.points for made in plans} == set(MMA_CONFIGS)
         assert {case.range for case in cases} == {None, *RANGES}
         assert {case.dtype for case in cases} == {"float16", "bfloat16"}
     for nothing in ((["float32"], SM_90, "medium"), (DTYPES, ARCHS["sm_75"], "medium"), (DTYPES, SM_90, "high")):
-        assert not problems.verify_cases("full", *nothing[:2], [nothing[2]])
+        assert not case_sets.verify_cases("full", *nothing[:2], [nothing[2]])
     checked = {job.check for job in verification.jobs_for("quick", DTYPES, Place(CPU), SM_90, ["medium"])}
     assert checked == {checks.accuracy, checks.repeats, checks.confinement}
 
@@ -272,7 +272,7 @@ def test_inputs_of_each_range_and_their_outputs_are_in_range(name):
 
 
 def test_cases_keep_to_the_limits_of_the_gpu():
-    small = problems.verify_cases("full", DTYPES, ARCHS["sm_75"])
+    small = case_sets.verify_cases("full", DTYPES, ARCHS["sm_75"])
     in_a_block = [case for case in small if isinstance(problems.planned(case, ARCHS["sm_75"]), Plan)]
     assert max(case.problem.fft_size for case in in_a_block if case.mode != "circular") == 8192
     assert max(case.seqlen for case in in_a_block if case.mode == "circular") == 4096
@@ -280,7 +280,7 @@ def test_cases_keep_to_the_limits_of_the_gpu():
 
 
 def test_cases_and_inputs_are_the_same_in_every_run():
-    assert problems.verify_cases("quick", DTYPES, SM_90) == problems.verify_cases("quick", DTYPES, SM_90)
+    assert case_sets.verify_cases("quick", DTYPES, SM_90) == case_sets.verify_cases("quick", DTYPES, SM_90)
     first, second = problems.make_inputs(CASE), problems.make_inputs(CASE)
     assert first.u.tobytes() == second.u.tobytes()
     assert first.k.tobytes() == second.k.tobytes()

@@ -11,7 +11,7 @@ from depthwise_cases import NAMES, PADDINGS, Loops, case, random
 import fftconv_cupy
 from fftconv_cupy import DepthwiseGradients
 from fftconv_cupy.archs import ARCHS
-from fftconv_cupy.benchmarks import depthwise, problems, verification
+from fftconv_cupy.benchmarks import case_sets, depthwise, verification
 from fftconv_cupy.benchmarks.depthwise import DepthwiseCase, DepthwiseJob
 from fftconv_cupy.benchmarks.places import CPU, Place
 from fftconv_cupy.depthwise_reference import DepthwiseReference
@@ -158,7 +158,7 @@ def test_an_exception_is_a_finding(monkeypatch):
 
 
 def test_every_width_is_checked_in_each_layout_and_every_dtype_is_drawn():
-    for level in problems.LEVELS:
+    for level in case_sets.LEVELS:
         jobs = [job for job in depthwise.jobs_for(level, DTYPES) if job.check is depthwise.gradients]
         assert {(job.case.width, job.case.layout) for job in jobs} >= {
             (width, layout) for width in depthwise.WIDTHS for layout in ("BHL", "BLH")

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import fftconv_cupy
 from fftconv_cupy import Gradients
 from fftconv_cupy.archs import ARCHS
-from fftconv_cupy.benchmarks import environment, gradient_checks, problems, verification
+from fftconv_cupy.benchmarks import case_sets, environment, gradient_checks, problems, verification
 from fftconv_cupy.benchmarks.places import CPU, Place
 from fftconv_cupy.benchmarks.problems import Case
 from fftconv_cupy.cli import main
@@ -166,7 +166,7 @@ def test_confinement_plants_values_that_are_not_finite(wrong):
     assert [np.argwhere(rows).tolist() for rows in seen] == [[[1, 0]], [[4, 2]]]
 
 
-@pytest.mark.parametrize("level", problems.LEVELS)
+@pytest.mark.parametrize("level", case_sets.LEVELS)
 def test_gradients_are_checked_at_every_transform_size_in_every_mode_and_dtype(level):
     cases = [job.case for job in gradient_jobs(level) if job.check is gradient_checks.gradients]
     assert len(cases) == len(set(cases)) > 30
@@ -185,7 +185,7 @@ def test_gradients_are_checked_at_every_transform_size_in_every_mode_and_dtype(l
     assert checks == set(gradient_checks.CHECKS)
 
 
-@pytest.mark.parametrize("level", problems.LEVELS)
+@pytest.mark.parametrize("level", case_sets.LEVELS)
 def test_no_filter_is_prepared_for_pairs_of_rows(level):
     cases = [job.case for job in gradient_jobs(level)]
     assert any(case.prepared for case in cases)

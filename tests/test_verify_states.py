@@ -8,7 +8,7 @@ import pytest
 
 import fftconv_cupy
 from fftconv_cupy.archs import ARCHS
-from fftconv_cupy.benchmarks import problems, state_checks, verification
+from fftconv_cupy.benchmarks import case_sets, state_checks, verification
 from fftconv_cupy.benchmarks.places import CPU, Place
 from fftconv_cupy.benchmarks.problems import Case
 from fftconv_cupy.problem import CPU_DTYPES, DTYPES
@@ -70,7 +70,7 @@ def test_a_filter_gradient_that_misses_the_state_is_seen(monkeypatch):
     assert "gradient of k: error" in state_checks.state_gradients(CASE, Place(CPU)).detail
 
 
-@pytest.mark.parametrize("level", problems.LEVELS)
+@pytest.mark.parametrize("level", case_sets.LEVELS)
 def test_streams_are_checked_by_kernels_of_windows(level):
     jobs = [job for job in verification.jobs_for(level, DTYPES, Place(CPU), SM_90) if job.check in state_checks.CHECKS]
     assert len(jobs) >= 6
