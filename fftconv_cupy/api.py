@@ -83,8 +83,8 @@ def fftconv(
             up to 16384. A row can be computed in parts of any lengths, each with the final state of the one before.
         return_final_state: also return the state after the rows, of the shape and dtype of an initial one.
         precision: the least exact arithmetic that will do, on a GPU: "highest" (float32), "high", or "medium" (tensor
-            cores with 16-bit sums and twiddles). Default: that of a prepared filter, else the fastest whose error stays
-            within 1.2 times the rounding of the output: "medium" for bfloat16, "highest" for float16 and float32.
+            cores with 16-bit sums and twiddles). Default: that of a prepared filter, else "highest", the one whose
+            error stays within 1.2 times the rounding of the output for every filter and in every row.
             Float32 arithmetic is used whatever is asked for where tensor cores were not measured to be faster: float32
             rows, GPUs before sm_80, most lengths, circular convolutions; "high" always means it. `plan` tells.
 

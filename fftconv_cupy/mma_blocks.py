@@ -40,7 +40,6 @@ FASTER_POINTS = {
     ("float16", "gates"): (4096, 8192),
     ("float16", "any"): (4096, 8192),
 }
-DEFAULT_DTYPE = "bfloat16"  # for which None asks for "medium": its bound is 1.2 times the rounding of results
 _OLDEST_CAPABILITY = 80
 
 

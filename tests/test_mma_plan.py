@@ -39,12 +39,11 @@ def problem(precision: str | None, dtype: str = "float16", mode: str = "causal",
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("precision", [None, "highest", "high", "medium"])
-def test_medium_runs_with_16_bits_from_sm_80_on_and_is_the_default_of_bfloat16(
+def test_medium_runs_with_16_bits_from_sm_80_on_where_it_is_asked_for(
     arch: str, dtype: str, precision: str | None
 ) -> None:
     has_tensor_cores = arch != "sm_75" and dtype != "float32"
-    is_asked = precision == "medium" or (precision is None and dtype == "bfloat16")
-    expected = "medium" if has_tensor_cores and is_asked else "highest"
+    expected = "medium" if has_tensor_cores and precision == "medium" else "highest"
     assert precision_of(problem(precision, dtype), ARCHS[arch]) == expected
 
 
