@@ -136,7 +136,7 @@ DEPTHWISE_MUTATIONS = (
         "kernels/depthwise_mma.cu",
         "rest -= S::widen(value);",
         "rest = 0.f;",
-        (f"{_MATRIX}[17-BHL-same]",),
+        (f"{_MATRIX}[17-same-BHL]",),
     ),
     Mutation(
         "depthwise: barrier before chunks are overwritten",
@@ -150,7 +150,7 @@ DEPTHWISE_MUTATIONS = (
         "kernels/depthwise_mma.cu",
         "chunks * kChunkPoints - pad)",
         "0)",
-        (f"{_MATRIX}[64-BLH-causal]",),
+        (f"{_MATRIX}[64-causal-BLH]",),
     ),
     Mutation(
         "depthwise: state before the row",

@@ -51,14 +51,13 @@ def test_a_dozen_taps_take_the_fast_kernel(width: int, layout: str) -> None:
         assert check_outputs(replace(case, dtype=dtype), orders=ORDERS[:1]) == FAST
 
 
-@pytest.mark.parametrize("padding", ["causal", "same", "more"])
 @pytest.mark.parametrize("layout", ["BHL", "BLH"])
-@pytest.mark.parametrize("width", [17, 64, 65, 127, 128])
-def test_many_taps_of_16_bits_take_tensor_cores(width: int, layout: str, padding: str) -> None:
+@pytest.mark.parametrize(
+    ("width", "padding"), [(17, "same"), (64, "causal"), (65, "more"), (127, "same"), (128, "causal")]
+)
+def test_many_taps_of_16_bits_take_tensor_cores(width: int, padding: str, layout: str) -> None:
     # An odd number of taps leaves as many outputs more as it finds points, eighty here.
     points = (width - 1) // 2 + 40 if padding == "more" else padding
-    if padding == "more" and width % 2 == 0:
-        pytest.skip("the outputs are not aligned")
     activation = "silu" if width % 2 else None
     for dtype, weight_dtype in (("float16", "float32"), ("bfloat16", "float16"), ("float16", "float16")):
         case = DepthwiseCase((2, 40, 136, width), points, dtype, weight_dtype, layout=layout, activation=activation)
