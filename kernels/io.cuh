@@ -39,23 +39,13 @@ FFTCONV_DEVICE const io_t* row_of(const void* g_array, Strides strides, int batc
 // path: the compiler may then move the loads before earlier stores of outputs.
 enum class Memory { kGlobal, kShared };
 
-template <int kBytes>
-struct Bits;
-template <>
-struct Bits<2> {
-  using type = unsigned short;
+template <class value_t, int kBytes = sizeof(value_t)>
+struct Bits {
+  using type = value_t;
 };
-template <>
-struct Bits<4> {
+template <class value_t>
+struct Bits<value_t, 4> {
   using type = unsigned;
-};
-template <>
-struct Bits<8> {
-  using type = uint2;
-};
-template <>
-struct Bits<16> {
-  using type = uint4;
 };
 
 // The value at `pointer`, or zero bits. What is done with the value is left outside the condition, so that a thread's
@@ -63,7 +53,7 @@ struct Bits<16> {
 // with its zero, one by one, and wait for every load to do so.
 template <Memory kMemory, class value_t>
 FFTCONV_DEVICE value_t read_if(bool condition, const value_t* pointer) {
-  using bits_t = typename Bits<sizeof(value_t)>::type;
+  using bits_t = typename Bits<value_t>::type;
   bits_t bits{};
   if (condition) {
     const auto* bits_there = reinterpret_cast<const bits_t*>(pointer);
