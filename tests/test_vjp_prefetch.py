@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from host_runtime.cupy_host import to_cupy
-from host_runtime.harness import take_prefetched
+from host_runtime.harness import forget_prefetched, take_prefetched
 from kernel_runs import host_gpu
 from vjp_kernel_cases import case_of, make_dy
 
@@ -24,7 +24,7 @@ def lines_of(case: Case, wrt: tuple[str, ...] | None = None) -> tuple[dict[str, 
     given = {"dy": make_dy(case), "u": inputs.u, "in_gate": inputs.in_gate, "out_gate": inputs.out_gate}
     with host_gpu("sm_90"):
         arrays: dict[str, Any] = {name: None if host is None else to_cupy(host) for name, host in given.items()}
-        take_prefetched()
+        forget_prefetched()
         fftconv_vjp(
             arrays["dy"],
             arrays["u"],

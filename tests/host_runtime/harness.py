@@ -164,6 +164,11 @@ def host_loader(
     return load_kernel
 
 
+def forget_prefetched() -> None:
+    """Let `take_prefetched` begin with what is prefetched from now on."""
+    ctypes.c_uint.in_dll(ctypes.CDLL(str(runtime_library())), "fftconv_host_prefetch_count").value = 0
+
+
 def take_prefetched() -> list[int]:
     """Return the addresses that kernels have prefetched since the last call of this, in their order."""
     runtime = ctypes.CDLL(str(runtime_library()))
