@@ -41,7 +41,9 @@ def state_gradients(case: Case, place: Place) -> Finding:
         dy_first, dy_second = _halves(case, place.lay_out(dy, case.layout))
         _, state = fftconv_cupy.fftconv(**first, mode=case.mode, return_final_state=True)
         late = fftconv_cupy.fftconv_vjp(dy_second, **second, mode=case.mode, initial_state=state)
-        early = fftconv_cupy.fftconv_vjp(dy_first, **first, mode=case.mode, d_final_state=late.initial_state)
+        early = fftconv_cupy.fftconv_vjp(
+            dy_first, **first, mode=case.mode, d_final_state=late._asdict()["initial_state"]
+        )
         du = np.concatenate([place.download(early.u), place.download(late.u)], axis=-1)
         dk = place.download(early.k).astype(np.float64) + place.download(late.k).astype(np.float64)
     of_u = numeric.compare(du, grads64.u, case.dtype, fft_size=case.problem.fft_size)
