@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fftconv_cupy.archs import ArchLimits
-from fftconv_cupy.depthwise_kernels import LEAST_MATRIX_TAPS, MAX_BACKWARD_TAPS, MAX_FORWARD_TAPS
+from fftconv_cupy.depthwise_kernels import MAX_BACKWARD_TAPS, MAX_FORWARD_TAPS
 from fftconv_cupy.depthwise_problem import DepthwiseProblem, DepthwiseWanted
 from fftconv_cupy.depthwise_steps import (
     Correlation,
@@ -182,7 +182,7 @@ def _reasons(
 ) -> tuple[str, ...]:
     reasons = []
     if any(step.spec.entry == "depthwise_mma" for step in steps):
-        reasons.append(f"{LEAST_MATRIX_TAPS} taps or more, of a 16-bit array: tensor cores multiply them")
+        reasons.append("many taps of a 16-bit array, where registers cannot hold them: tensor cores multiply them")
     if problem.width > most_taps:
         reasons.append(f"more than {most_taps} taps: points and sums do not fit in registers")
     if problem.pad >= problem.width:
