@@ -15,10 +15,10 @@ from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.out_checks import check_out_memory
 from fftconv_cupy.plans import AnyPlan, plan_call
 from fftconv_cupy.problem import Problem, Wanted, check_int, make_problem, make_wanted
+from fftconv_cupy.remembered import Remembered
 from fftconv_cupy.state_checks import check_has_states
 
-_REMEMBERED_CALLS = 4096
-_calls: dict[tuple[object, ...], Call] = {}
+_calls: Remembered[tuple[object, ...], Call] = Remembered()
 
 
 def fftconv(
@@ -373,10 +373,7 @@ def resolved(arguments: Arguments, mode: str, fft_size: int | None, precision: s
     except TypeError:  # a mode or size that cannot be hashed: resolve refuses it in words
         call = None
     if call is None:
-        call = resolve(arguments, mode, fft_size, precision)
-        if len(_calls) >= _REMEMBERED_CALLS:
-            _calls.clear()
-        _calls[key] = call
+        call = _calls.keep(key, resolve(arguments, mode, fft_size, precision))
     return call
 
 

@@ -19,6 +19,7 @@ from fftconv_cupy.dependencies import import_cupy
 from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, message
 from fftconv_cupy.problem import ITEM_BYTES
 from fftconv_cupy.readers import BFLOAT16, NUMPY_DTYPES, ArrayView, cupy_stream, device_name, view
+from fftconv_cupy.remembered import Made
 
 __all__ = [
     "ArrayView",
@@ -44,23 +45,23 @@ __all__ = [
     "zero",
 ]
 
-_CONTIGUOUS: dict[tuple[int, ...], tuple[int, ...]] = {}
-_REMEMBERED_SHAPES = 4096
 _OVERLAP_WORK = 10_000  # candidate solutions that NumPy may try before two interleaved arrays count as overlapping
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the strides, in elements, of a C-contiguous array of `shape`."""
-    strides = _CONTIGUOUS.get(shape)
-    if strides is None:
-        if len(_CONTIGUOUS) >= _REMEMBERED_SHAPES:
-            _CONTIGUOUS.clear()
-        step, reversed_strides = 1, []
-        for size in reversed(shape):
-            reversed_strides.append(step)
-            step *= size
-        strides = _CONTIGUOUS[tuple(shape)] = tuple(reversed(reversed_strides))
-    return strides
+    return _contiguous[shape]
+
+
+def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    step, reversed_strides = 1, []
+    for size in reversed(shape):
+        reversed_strides.append(step)
+        step *= size
+    return tuple(reversed(reversed_strides))
+
+
+_contiguous = Made(_contiguous_strides)
 
 
 def empty(like: ArrayView, shape: tuple[int, ...], dtype: str, stream: int | None) -> tuple[Any, ArrayView]:

@@ -22,6 +22,7 @@ from fftconv_cupy.depthwise_problem import (
 )
 from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, message
 from fftconv_cupy.problem import DTYPES
+from fftconv_cupy.remembered import Remembered
 
 Views = dict[str, ArrayView]
 """The arrays of a call by the names of their arguments, `x` first; those left out are absent."""
@@ -70,8 +71,7 @@ class DepthwiseCall:
     is_checked: bool = False
 
 
-_REMEMBERED = 4096
-_calls: dict[Any, DepthwiseCall] = {}
+_calls: Remembered[Any, DepthwiseCall] = Remembered()
 
 
 def resolved(views: Views, options: Options, wrt: tuple[object, ...] | None = None) -> DepthwiseCall:
@@ -93,10 +93,7 @@ def resolved(views: Views, options: Options, wrt: tuple[object, ...] | None = No
     except TypeError:  # an option that cannot be hashed is refused in words
         call = None
     if call is None:
-        call = resolve(views, options, wrt)
-        if len(_calls) >= _REMEMBERED:
-            _calls.clear()
-        _calls[key] = call
+        call = _calls.keep(key, resolve(views, options, wrt))
     return call
 
 

@@ -19,6 +19,7 @@ from fftconv_cupy import api, fftconv, numeric, prepare_filter
 from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError
 from fftconv_cupy.problem import DTYPES, MODES
 from fftconv_cupy.readers import NUMPY_DTYPES
+from fftconv_cupy.remembered import Remembered
 
 SHAPES = (
     ((2, 3, 1), (3, 1)),
@@ -309,8 +310,7 @@ def test_equal_but_wrong_sizes_are_not_taken_for_known_ones():
 
 
 def test_remembered_calls_are_bounded(monkeypatch):
-    monkeypatch.setattr(api, "_REMEMBERED_CALLS", 5)
-    monkeypatch.setattr(api, "_calls", {})
+    monkeypatch.setattr(api, "_calls", Remembered(limit=5))
     for seqlen in range(1, 20):
         fftconv(np.ones(seqlen, np.float32), np.ones(2, np.float32))
         assert len(api._calls) <= 5

@@ -173,14 +173,6 @@ def test_contiguous_strides():
     assert arrays.contiguous_strides((1 << 20, 1 << 20, 1 << 10)) == (1 << 30, 1 << 10, 1)
 
 
-def test_contiguous_strides_are_remembered_within_bounds(monkeypatch):
-    monkeypatch.setattr(arrays, "_REMEMBERED_SHAPES", 3)
-    monkeypatch.setattr(arrays, "_CONTIGUOUS", {})
-    for size in range(10):
-        assert arrays.contiguous_strides((size, 2)) == (2, 1)
-        assert len(arrays._CONTIGUOUS) <= 3
-
-
 class Stream:
     def __init__(self, **attributes):
         self.__dict__.update(attributes)

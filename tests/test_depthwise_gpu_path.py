@@ -25,6 +25,7 @@ from fftconv_cupy.depthwise_problem import DepthwiseGradients, DepthwiseWanted
 from fftconv_cupy.errors import InvalidArgumentError, UnsupportedDeviceError
 from fftconv_cupy.problem import DTYPES
 from fftconv_cupy.readers import NUMPY_DTYPES
+from fftconv_cupy.remembered import Remembered
 
 host_gpu = test_gpu_path.launcher
 
@@ -79,7 +80,7 @@ class DepthwiseLauncher:
 def launcher(host_gpu, monkeypatch):
     stands_in = DepthwiseLauncher()
     monkeypatch.setattr(execute, "_launch", SimpleNamespace(depthwise=stands_in))
-    monkeypatch.setattr(depthwise_checks, "_calls", {})
+    monkeypatch.setattr(depthwise_checks, "_calls", Remembered())
     # Memory for a stream that is not CuPy's current one comes out of the same host memory.
     monkeypatch.setattr(arrays, "cupy_stream", lambda *_: contextlib.nullcontext())
     return stands_in

@@ -19,6 +19,7 @@ from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.plan import block_config
 from fftconv_cupy.problem import DTYPES, ITEM_BYTES, MODES
 from fftconv_cupy.readers import NUMPY_DTYPES
+from fftconv_cupy.remembered import Remembered
 
 CURRENT_STREAM = 4096
 CAPTURED_STREAM = 8192
@@ -104,7 +105,7 @@ def launcher(monkeypatch):
         current = SimpleNamespace(ptr=CURRENT_STREAM)
         monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda device=-1: current)
         monkeypatch.setattr(cupy.cuda.runtime, "streamIsCapturing", lambda stream: stream == CAPTURED_STREAM)
-        monkeypatch.setattr(api, "_calls", {})
+        monkeypatch.setattr(api, "_calls", Remembered())
         yield stands_in
 
 

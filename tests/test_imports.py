@@ -16,7 +16,7 @@ PACKAGE = Path(fftconv_cupy.__file__).parent
 
 # From the lowest layer to the highest: a module imports from lower layers only.
 LAYERS = (
-    ("errors", "params", "_version", "long_schedule", "mma_params"),
+    ("errors", "params", "_version", "long_schedule", "mma_params", "remembered"),
     ("autograd", "long_params"),
     ("problem", "source", "archs", "dependencies", "cache"),
     ("driver", "readers", "blocks", "reference", "depthwise_problem", "depthwise_params"),
@@ -61,6 +61,7 @@ STDLIB_ONLY = (
     "errors",
     "params",
     "problem",
+    "remembered",
     "source",
     "archs",
     "blocks",

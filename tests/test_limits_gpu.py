@@ -13,6 +13,7 @@ from fftconv_cupy.archs import ARCHS
 from fftconv_cupy.numeric import compare, compare_sum
 from fftconv_cupy.plan import max_points
 from fftconv_cupy.reference import fftconv_reference, fftconv_vjp_reference
+from fftconv_cupy.remembered import Remembered
 
 pytestmark = pytest.mark.gpu
 
@@ -29,9 +30,9 @@ def limits(request, monkeypatch):
             continue
         if getattr(module, "device_limits", None) is device_limits and name != fftconv_cupy.devices.__name__:
             monkeypatch.setattr(module, "device_limits", lambda device: played)
-        for remembered in ("_launchers", "_calls"):
+        for remembered, empty in (("_launchers", {}), ("_calls", Remembered())):
             if hasattr(module, remembered):
-                monkeypatch.setattr(module, remembered, {})
+                monkeypatch.setattr(module, remembered, empty)
     return played
 
 

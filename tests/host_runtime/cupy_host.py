@@ -26,6 +26,7 @@ import fftconv_cupy.launch_mma
 import fftconv_cupy.launch_vjp
 import fftconv_cupy.launch_windows
 import fftconv_cupy.launch_windows_vjp
+from fftconv_cupy.remembered import Remembered
 from host_runtime.guarded import guarded_memory
 from host_runtime.harness import host_loader
 
@@ -132,7 +133,8 @@ def host_backed_gpu(
         patch.setattr(fftconv_cupy.launch_long, "_tables", {})
         patch.setattr(fftconv_cupy.launch_mma, "_tables", {})
         patch.setattr(fftconv_cupy.launch_windows, "_state_kernels", {})
-        patch.setattr(fftconv_cupy.api, "_calls", {})  # which remember what computes them on the GPU that is played
+        # Calls remember what computes them on the GPU that is played.
+        patch.setattr(fftconv_cupy.api, "_calls", Remembered())
         cupy.cuda.set_allocator(_allocate)
         launch.device_limits.cache_clear()
         try:
