@@ -22,6 +22,7 @@ from fftconv_cupy.depthwise_steps import (
     sums_step,
     update_step,
 )
+from fftconv_cupy.source import KernelSpec
 
 _ALIGNMENT = 256  # of each part of the workspace, in bytes
 
@@ -45,6 +46,11 @@ class DepthwisePlan:
     dz_bytes: int = 0
     sums_bytes: int = 0
     reasons: tuple[str, ...] = ()
+
+    @property
+    def kernels(self) -> tuple[tuple[KernelSpec, int], ...]:
+        """The kernels that a call launches, each with the dynamic shared memory of a block."""
+        return tuple((step.spec, step.shared_bytes) for step in self.steps)
 
     @property
     def workspace_bytes(self) -> int:

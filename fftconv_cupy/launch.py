@@ -6,25 +6,24 @@ look-up, an argument structure of its own (callers may be concurrent) and a laun
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from fftconv_cupy import arrays
-from fftconv_cupy.archs import ArchLimits, arch_limits
+from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.arrays import ArrayView
 from fftconv_cupy.blocks import BlockConfig
-from fftconv_cupy.compile import LoadedKernel, load_kernel, precompile
-from fftconv_cupy.dependencies import import_cupy, import_nvrtc
+from fftconv_cupy.compile import LoadedKernel, load_kernel
+from fftconv_cupy.dependencies import import_nvrtc
 from fftconv_cupy.devices import device_limits
 from fftconv_cupy.filters import FilterSpectrum
+from fftconv_cupy.launchers import Kernels, Launchers
 from fftconv_cupy.mma_plan import MmaPlan
 from fftconv_cupy.params import FilterParams, FwdParams, Lags, Slot, packer
 from fftconv_cupy.plan import FilterLags, Plan, block_config, make_plan
 from fftconv_cupy.problem import ITEM_BYTES, Problem
-from fftconv_cupy.source import KernelSpec
+from fftconv_cupy.remembered import Made
 from fftconv_cupy.tables import twiddle_table
 from fftconv_cupy.vjp_plan import VjpPlan
 from fftconv_cupy.window_plan import WindowPlan
@@ -36,7 +35,7 @@ class _Launcher:
 
     plan: Plan
     forward: LoadedKernel
-    filter: LoadedKernel
+    filter: LoadedKernel | None
     twiddles: int
     grid: tuple[int, int, int]
     threads: int
@@ -83,12 +82,6 @@ class _Step:
 _forward, _filter = Slot(FwdParams), Slot(FilterParams)
 _pack_forward = packer(FwdParams).pack_into
 _pack_filter = packer(FilterParams).pack_into
-
-
-_launchers: dict[tuple[Problem, int, bool, bool, bool], _Launcher] = {}
-_tables: dict[tuple[BlockConfig, bool, int], Any] = {}
-_lock = threading.Lock()
-_REMEMBERED = 4096  # configurations; beyond, the look-ups start anew
 
 
 def check(problem: Problem, device: int) -> None:
@@ -160,7 +153,7 @@ def run(
     out_ptr = out_ptr or twiddles  # an address that can be read, and longer than any row, as that of u for in_gate
     is_early = False
     for step in steps:
-        if taps is not None and step.has_filter:
+        if taps is not None and launcher.filter is not None and step.has_filter:
             launch_filter(launcher.filter, launcher.plan, taps, twiddles, spectrum, step.first, step.channels, stream)
             is_early = launcher.can_start_early
         u_at, in_at, out_at, y_at, skip_at = step.offsets
@@ -195,36 +188,17 @@ def prepare(problem: Problem, k: ArrayView, stream: int) -> tuple[Any, ArrayView
 
 
 def warm(problem: Problem, archs: Sequence[str] | None = None) -> list[str]:
-    """Compile, and where `archs` is None also load, every kernel that arrays of any alignment may need.
+    """Compile, and where `archs` is None also load, what arrays of any alignment may need, with a raw filter.
 
     Args:
         problem: the problem.
         archs: architectures to compile for into the cache on disk; None means for the current device, and load there.
 
     Returns:
-        A line for each kernel: architecture, FFT size, entry and template flags.
+        A line for each kernel, see `launchers.describe`.
     """
-    lines = []
     alignments = ((True, True), (True, False), (False, False))
-    if archs is None:
-        device = import_cupy().cuda.runtime.getDevice()
-        for is_vector, is_bulk in alignments:
-            launcher = _new_launcher((problem, device, is_vector, is_bulk, False))
-            lines += [describe(spec, launcher.plan.limits) for spec in (launcher.plan.forward, launcher.plan.filter)]
-    for arch in archs or ():
-        limits = arch_limits(arch)
-        for is_vector, is_bulk in alignments:
-            made = make_plan(problem, limits, is_vector=is_vector, is_bulk=is_bulk)
-            for spec in (made.forward, made.filter):
-                precompile(spec, arch)
-                lines.append(describe(spec, limits))
-    return list(dict.fromkeys(lines))
-
-
-def describe(spec: KernelSpec, limits: ArchLimits) -> str:
-    """Return a kernel on one line."""
-    flags = ", ".join(f"{name.removeprefix('FFTCONV_').lower()}={value}" for name, value in spec.defines)
-    return f"{limits.arch} fft_size={spec.fft_size} {spec.entry}: {flags}"
+    return _launchers.warm([(problem, *alignment, False) for alignment in alignments], archs)
 
 
 def rows_of(
@@ -255,43 +229,38 @@ def row_strides(array: ArrayView) -> tuple[int, int]:
     return 0, 0
 
 
-def _new_launcher(key: tuple[Problem, int, bool, bool, bool]) -> _Launcher:
-    """Plan and load (or look up) the kernels of a configuration."""
-    with _lock:
-        known = _launchers.get(key)
-    if known is not None:
-        return known
-    problem, device, is_vector, is_bulk, is_prepared = key
-    limits = device_limits(device)
-    made = make_plan(problem, limits, is_vector=is_vector, is_bulk=is_bulk, is_prepared=is_prepared)
-    config = made.config
-    with ThreadPoolExecutor(2) as pool:  # a first use compiles both kernels, side by side
-        loads = [
-            pool.submit(load_kernel, spec, limits.arch, shared_bytes, device)
-            for spec, shared_bytes in ((made.forward, made.shared_bytes), (made.filter, config.exchange_bytes))
-        ]
-    launcher = _Launcher(
+def _plan(key: _Key, limits: ArchLimits) -> Plan:
+    problem, is_vector, is_bulk, is_prepared = key
+    return make_plan(problem, limits, is_vector=is_vector, is_bulk=is_bulk, is_prepared=is_prepared)
+
+
+def _load(made: Plan, kernels: Kernels, device: int) -> _Launcher:
+    return _Launcher(
         plan=made,
-        forward=loads[0].result(),
-        filter=loads[1].result(),
-        twiddles=device_table(config, made.strategy == "paired", device),
+        forward=kernels[made.forward],
+        filter=kernels.get(made.filter),
+        twiddles=device_table(made.config, made.strategy == "paired", device),
         grid=made.grid,
-        threads=config.threads,
-        can_start_early=limits.has_dependent_launch,
+        threads=made.config.threads,
+        can_start_early=made.limits.has_dependent_launch,
     )
-    with _lock:
-        if len(_launchers) >= _REMEMBERED:
-            _launchers.clear()
-        return _launchers.setdefault(key, launcher)
+
+
+_Key = tuple[Problem, bool, bool, bool]
+_launchers = Launchers(_plan, _load)
 
 
 def device_table(config: BlockConfig, is_paired: bool, device: int) -> int:
     """Return the address of a twiddle table on a device; it is made once and kept for the life of the process."""
-    key = (config, is_paired, device)
-    with _lock:
-        if key not in _tables:
-            _tables[key] = arrays.upload(twiddle_table(config, is_paired=is_paired), device)
-        return int(_tables[key].data.ptr)
+    return int(_tables[config, is_paired, device].data.ptr)
+
+
+def _table(key: tuple[BlockConfig, bool, int]) -> Any:
+    config, is_paired, device = key
+    return arrays.upload(twiddle_table(config, is_paired=is_paired), device)
+
+
+_tables = Made(_table, limit=None)
 
 
 def _steps(
@@ -299,7 +268,7 @@ def _steps(
 ) -> tuple[_Launcher, tuple[_Step, ...]]:
     """Return the launcher of calls whose addresses have these lowest bits, and what it launches."""
     item = ITEM_BYTES[problem.dtype]
-    launcher = _new_launcher((problem, device, bits & (2 * item - 1) == 0, bits == 0, is_prepared))
+    launcher = _launchers[device, (problem, bits & (2 * item - 1) == 0, bits == 0, is_prepared)]
     made = launcher.plan
     steps = []
     for first in range(0, problem.channels, made.channel_group):

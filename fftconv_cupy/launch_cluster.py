@@ -6,20 +6,19 @@ filter serves both, and the gradients.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fftconv_cupy import arrays, launch_long
-from fftconv_cupy.archs import arch_limits
+from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.arrays import ArrayView
-from fftconv_cupy.cluster_blocks import shared_bytes
 from fftconv_cupy.cluster_plan import ClusterPlan, filter_problem, is_even, make_cluster_plan
-from fftconv_cupy.compile import LoadedKernel, load_kernel, precompile
+from fftconv_cupy.compile import LoadedKernel
 from fftconv_cupy.devices import device_limits
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.launch import Rows, describe, device_table, rows_of
+from fftconv_cupy.launch import Rows, device_table, rows_of
 from fftconv_cupy.launch_long import check, prepare
+from fftconv_cupy.launchers import Kernels, Launchers
 from fftconv_cupy.params import FwdParams, packer
 from fftconv_cupy.problem import ITEM_BYTES, Problem
 
@@ -35,10 +34,6 @@ class _Launcher:
     twiddles: int
 
 
-_Key = tuple[Problem, int, bool, bool]
-_launchers: dict[_Key, _Launcher] = {}
-_lock = threading.Lock()
-_REMEMBERED = 4096  # configurations; beyond, the look-up starts anew
 _pack = packer(FwdParams).pack_into
 
 
@@ -54,33 +49,13 @@ def run(
     workspace: ArrayView | None = None,
     rows: Rows | None = None,
 ) -> Rows:
-    """Compute a validated problem on the GPU of `u`, asynchronously on `stream`, into `out`.
-
-    Args:
-        problem: the problem, with ``batch >= 1``, which has a `cluster_config`.
-        u: the input, (B, H, L) | (H, L) | (L,).
-        filt: the filter, (H, K) | (K,), or its spectrum.
-        in_gate: of the input's shape, or None.
-        out_gate: of the output's shape, or None.
-        skip: (H,), or None.
-        out: the output.
-        stream: handle of a stream of that GPU.
-        workspace: as many bytes as the plan says, or more; None allocates it where it is needed.
-        rows: what a call with arrays of these shapes and strides has returned; None finds it out.
-
-    Returns:
-        What such calls have in common.
-
-    Raises:
-        UnsupportedProblemError: see `plan.check_sizes`.
-        CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
-    """
+    """Compute a problem that has a `cluster_config`; arguments, result and errors are those of `launch_long.run`."""
     rows = rows or rows_of(problem, u, in_gate, out_gate, skip, out)
     item = ITEM_BYTES[problem.dtype]
     pointers = (u.ptr, 0 if in_gate is None else in_gate.ptr, 0 if out_gate is None else out_gate.ptr, out.ptr)
     bits = rows.bits | pointers[0] | pointers[1] | pointers[2] | pointers[3]
     is_prepared = isinstance(filt, FilterSpectrum)
-    launcher = _launcher_of((problem, u.device, bits & (2 * item - 1) == 0, is_prepared))
+    launcher = _launchers[u.device, (problem, bits & (2 * item - 1) == 0, is_prepared)]
     made = launcher.plan
     skip_ptr = 0 if skip is None else skip.ptr
     if isinstance(filt, FilterSpectrum):
@@ -105,46 +80,24 @@ def run(
 
 
 def warm(problem: Problem, archs: Sequence[str] | None = None) -> list[str]:
-    """Compile, and where `archs` is None also load, every kernel that arrays of any alignment may need.
-
-    Args:
-        problem: a problem that has a `cluster_config`, on each of `archs`.
-        archs: architectures to compile for into the cache on disk; None means for the current device, and load there.
-
-    Returns:
-        A line for each kernel: architecture, FFT size, entry and template flags.
-    """
-    lines = []
-    for is_vector in (True, False):
-        if archs is None:
-            device = arrays.current_device()
-            made = _launcher_of((problem, device, is_vector, False)).plan
-            launch_long.launcher_of((made.filter.problem, device, is_even(problem), False))
-            lines += [describe(spec, made.limits) for spec in (made.kernel, made.filter.kernel)]
-        for arch in archs or ():
-            made = make_cluster_plan(problem, arch_limits(arch), is_vector=is_vector)
-            for spec in (made.kernel, made.filter.kernel):
-                precompile(spec, arch)
-                lines.append(describe(spec, made.limits))
-    return list(dict.fromkeys(lines))
+    """Compile what a problem that has a `cluster_config` on each of `archs` may need; see `launch.warm`."""
+    lines = _launchers.warm([(problem, is_vector, False) for is_vector in (True, False)], archs)
+    if archs is None:
+        made = make_cluster_plan(problem, device_limits(arrays.current_device()))
+        launch_long.warm_filters(made.filter.problem, is_vector=is_even(problem))
+    return lines
 
 
-def _launcher_of(key: _Key) -> _Launcher:
-    """Return the plan of a configuration and its kernel: looked up, or made and loaded."""
-    launcher = _launchers.get(key)
-    if launcher is not None:
-        return launcher
-    problem, device, is_vector, is_prepared = key
-    made = make_cluster_plan(problem, device_limits(device), is_vector=is_vector, is_prepared=is_prepared)
-    launcher = _Launcher(
-        plan=made,
-        kernel=load_kernel(made.kernel, made.limits.arch, shared_bytes(made.config), device),
-        twiddles=device_table(made.config, False, device),
-    )
-    with _lock:
-        if len(_launchers) >= _REMEMBERED:
-            _launchers.clear()
-        return _launchers.setdefault(key, launcher)
+def _plan(key: tuple[Problem, bool, bool], limits: ArchLimits) -> ClusterPlan:
+    problem, is_vector, is_prepared = key
+    return make_cluster_plan(problem, limits, is_vector=is_vector, is_prepared=is_prepared)
+
+
+def _load(made: ClusterPlan, kernels: Kernels, device: int) -> _Launcher:
+    return _Launcher(made, kernels[made.kernel], device_table(made.config, False, device))
+
+
+_launchers = Launchers(_plan, _load)
 
 
 def _launch(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fftconv_cupy import arrays
-from fftconv_cupy.archs import ArchLimits, arch_limits
+from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.arrays import ArrayView
 from fftconv_cupy.blocks import CUDA_TYPES
-from fftconv_cupy.compile import LoadedKernel, load_kernel, precompile
+from fftconv_cupy.compile import LoadedKernel
 from fftconv_cupy.dependencies import import_nvrtc
 from fftconv_cupy.depthwise_params import (
     DepthwiseParams,
@@ -28,15 +26,15 @@ from fftconv_cupy.depthwise_plan import (
 from fftconv_cupy.depthwise_problem import DepthwiseGradients, DepthwiseProblem, DepthwiseWanted
 from fftconv_cupy.depthwise_steps import Step
 from fftconv_cupy.devices import device_limits
-from fftconv_cupy.launch import describe
+from fftconv_cupy.launchers import Kernels, Launchers
 from fftconv_cupy.params import packer
 from fftconv_cupy.problem import ITEM_BYTES
 
 _STORAGE_TYPES = {dtype: index for index, dtype in enumerate(CUDA_TYPES)}  # of kernels/depthwise.cuh
 _NO_STRIDES = (0, 0, 0)
 
-# What to do, on which device, whether 16 bytes can be accessed at a time, and whether there is a d_final_state.
-_Key = tuple[DepthwiseProblem, "DepthwiseWanted | str", int, bool, bool]
+# What to do, whether 16 bytes can be accessed at a time, and whether there is a d_final_state.
+_Key = tuple[DepthwiseProblem, "DepthwiseWanted | str", bool, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +53,6 @@ class _Rows:
     strides: tuple[int, int, int] = _NO_STRIDES
 
 
-_launchers: dict[_Key, _Launcher] = {}
-_lock = threading.Lock()
-_REMEMBERED = 4096  # configurations; beyond, the look-up starts anew
 _pack = packer(DepthwiseParams).pack_into
 
 
@@ -103,7 +98,7 @@ def run(
     Raises:
         CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
     """
-    launcher = _launcher((problem, "output", x.device, _is_vector(problem, x, out), False))
+    launcher = _launchers[x.device, (problem, "output", _is_vector(problem, x, out), False)]
     source, target, state = _rows(problem, x), _rows(problem, out), _states(initial_state)
     for step, kernel in zip(launcher.plan.steps, launcher.kernels, strict=True):
         if step.role == "output":
@@ -151,7 +146,7 @@ def run_vjp(
         CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
     """
     is_vector = _is_vector(problem, x, dy, *(() if gradients.x is None else (gradients.x,)))
-    launcher = _launcher((problem, wanted, x.device, is_vector, d_final_state is not None))
+    launcher = _launchers[x.device, (problem, wanted, is_vector, d_final_state is not None)]
     made = launcher.plan
     if workspace is None and made.workspace_bytes:
         _, workspace = arrays.empty(x, (made.workspace_bytes // 4,), "float32", stream)
@@ -210,7 +205,7 @@ def run_update(
     Raises:
         CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
     """
-    launcher = _launcher((problem, "update", x.device, False, False))
+    launcher = _launchers[x.device, (problem, "update", False, False)]
     (step,), (kernel,) = launcher.plan.steps, launcher.kernels
     steps = x.shape[2] if len(x.shape) == 3 else 1
     params = DepthwiseUpdateParams(
@@ -237,18 +232,12 @@ def warm(problem: DepthwiseProblem, archs: Sequence[str] | None = None) -> list[
         A line for each kernel.
     """
     wanted = DepthwiseWanted(True, True, problem.bias_dtype is not None, problem.has_initial_state)
-    lines = []
-    for what in ("output", wanted):
-        for is_vector in {_is_vector(problem), False}:
-            if archs is None:
-                made = _launcher((problem, what, arrays.current_device(), is_vector, problem.has_final_state)).plan
-                lines += [describe(step.spec, made.limits) for step in made.steps]
-            for arch in archs or ():
-                limits = arch_limits(arch)
-                for step in _plan((problem, what, -1, is_vector, problem.has_final_state), limits).steps:
-                    precompile(step.spec, arch)
-                    lines.append(describe(step.spec, limits))
-    return list(dict.fromkeys(lines))
+    keys: list[_Key] = [
+        (problem, what, is_vector, problem.has_final_state)
+        for what in ("output", wanted)
+        for is_vector in {_is_vector(problem), False}
+    ]
+    return _launchers.warm(keys, archs)
 
 
 def load(problem: DepthwiseProblem, wanted: DepthwiseWanted | None, device: int) -> int:
@@ -265,13 +254,13 @@ def load(problem: DepthwiseProblem, wanted: DepthwiseWanted | None, device: int)
     what: DepthwiseWanted | str = "output" if wanted is None else wanted
     has_final_gradient = wanted is not None and problem.has_final_state
     return max(
-        _launcher((problem, what, device, is_vector, has_final_gradient)).plan.workspace_bytes
+        _launchers[device, (problem, what, is_vector, has_final_gradient)].plan.workspace_bytes
         for is_vector in {_is_vector(problem), False}
     )
 
 
 def _plan(key: _Key, limits: ArchLimits) -> DepthwisePlan:
-    problem, what, _, is_vector, has_final_gradient = key
+    problem, what, is_vector, has_final_gradient = key
     if isinstance(what, DepthwiseWanted):
         return make_depthwise_vjp_plan(
             problem, what, limits, is_vector=is_vector, has_final_gradient=has_final_gradient
@@ -281,20 +270,11 @@ def _plan(key: _Key, limits: ArchLimits) -> DepthwisePlan:
     return make_depthwise_plan(problem, limits, is_vector=is_vector)
 
 
-def _launcher(key: _Key) -> _Launcher:
-    """Return the plan of a configuration with its kernels; a first use plans and compiles them, side by side."""
-    known = _launchers.get(key)
-    if known is not None:
-        return known
-    limits = device_limits(key[2])
-    made = _plan(key, limits)
-    with ThreadPoolExecutor(len(made.steps)) as pool:
-        loads = [pool.submit(load_kernel, step.spec, limits.arch, step.shared_bytes, key[2]) for step in made.steps]
-    launcher = _Launcher(made, tuple(load.result() for load in loads))
-    with _lock:
-        if len(_launchers) >= _REMEMBERED:
-            _launchers.clear()
-        return _launchers.setdefault(key, launcher)
+def _load(made: DepthwisePlan, kernels: Kernels, device: int) -> _Launcher:
+    return _Launcher(made, tuple(kernels[step.spec] for step in made.steps))
+
+
+_launchers = Launchers(_plan, _load)
 
 
 def _is_vector(problem: DepthwiseProblem, *arrays_of_rows: ArrayView) -> bool:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fftconv_cupy import arrays
-from fftconv_cupy.archs import arch_limits
+from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.arrays import ArrayView
 from fftconv_cupy.blocks import CUDA_TYPES
-from fftconv_cupy.compile import LoadedKernel, load_kernel, precompile
+from fftconv_cupy.compile import LoadedKernel
 from fftconv_cupy.dependencies import import_cupy, import_nvrtc
 from fftconv_cupy.devices import device_limits
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.launch import Rows, describe, device_table, lags_of, rows_of
+from fftconv_cupy.launch import Rows, device_table, lags_of, rows_of
+from fftconv_cupy.launchers import Kernels, Launchers
 from fftconv_cupy.long_params import LongParams, ScheduleParams, Taps
 from fftconv_cupy.long_plan import LongPlan, make_long_plan
 from fftconv_cupy.long_schedule import Schedule
 from fftconv_cupy.plan import FilterLags, check_sizes
 from fftconv_cupy.problem import ITEM_BYTES, Problem
+from fftconv_cupy.remembered import Made
 from fftconv_cupy.tables import tile_table
 
 STORAGE_TYPES = {dtype: index for index, dtype in enumerate(CUDA_TYPES)}  # of kernels/taps.cuh
@@ -35,13 +35,6 @@ class _Launcher:
     kernel: LoadedKernel
     row_twiddles: int
     tile_twiddles: int
-
-
-_Key = tuple[Problem, int, bool, bool]
-_launchers: dict[_Key, _Launcher] = {}
-_tables: dict[tuple[tuple[int, ...], int], Any] = {}
-_lock = threading.Lock()
-_REMEMBERED = 4096  # configurations; beyond, the look-up starts anew
 
 
 def check(problem: Problem, device: int) -> None:
@@ -73,22 +66,7 @@ def run(
     workspace: ArrayView | None = None,
     rows: Rows | None = None,
 ) -> Rows:
-    """Compute a validated problem on the GPU of `u`, asynchronously on `stream`, into `out`.
-
-    Args:
-        problem: the problem, with ``batch >= 1``.
-        u: the input, (B, H, L) | (H, L) | (L,).
-        filt: the filter, (H, K) | (K,), or its spectrum.
-        in_gate: of the input's shape, or None.
-        out_gate: of the output's shape, or None.
-        skip: (H,), or None.
-        out: the output.
-        stream: handle of a stream of that GPU.
-        workspace: as many bytes as the plan says, or more; None allocates it.
-        rows: what a call with arrays of these shapes and strides has returned; None finds it out.
-
-    Returns:
-        What such calls have in common.
+    """Compute a problem that does not fit a block; arguments and result are those of `launch.run`.
 
     Raises:
         UnsupportedProblemError: see `plan.check_sizes`.
@@ -98,7 +76,7 @@ def run(
     item = ITEM_BYTES[problem.dtype]
     pointers = (u.ptr, 0 if in_gate is None else in_gate.ptr, 0 if out_gate is None else out_gate.ptr, out.ptr)
     bits = rows.bits | pointers[0] | pointers[1] | pointers[2] | pointers[3]
-    launcher = launcher_of((problem, u.device, bits & (2 * item - 1) == 0, isinstance(filt, FilterSpectrum)))
+    launcher = _launchers[u.device, (problem, bits & (2 * item - 1) == 0, isinstance(filt, FilterSpectrum))]
     made = launcher.plan
     if workspace is None:
         _, workspace = arrays.empty(u, (made.workspace_bytes // 4,), "float32", stream)
@@ -129,7 +107,7 @@ def prepare(problem: Problem, k: ArrayView, stream: int) -> tuple[Any, ArrayView
     """
     is_vector = problem.seqlen % 2 == problem.out_len % 2 == 0  # as the kernel of calls with contiguous arrays
     filters = replace(problem, batch=0)
-    made = launcher_of((filters, k.device, is_vector, False)).plan
+    made = _launchers[k.device, (filters, is_vector, False)].plan
     rows = 1 if problem.shared_filter else problem.channels
     data, view = arrays.empty(k, (rows * made.config.points * 2,), "float32", stream)
     _, workspace = arrays.empty(k, (made.workspace_bytes // 4,), "float32", stream)
@@ -151,62 +129,47 @@ def transform_filters(
         is_vector: as of `make_long_plan`.
         stream: handle of a stream of that GPU.
     """
-    launcher = launcher_of((problem, k.device, is_vector, False))
+    launcher = _launchers[k.device, (problem, is_vector, False)]
     params = _params(launcher, k, spectrum)
     params.taps.filter += first * params.taps.stride * ITEM_BYTES[problem.filter_dtype]
     _launch(launcher, params, workspace, stream)
 
 
 def warm(problem: Problem, archs: Sequence[str] | None = None) -> list[str]:
-    """Compile, and where `archs` is None also load, every kernel that arrays of any alignment may need.
-
-    Args:
-        problem: a problem that does not fit a block, on none of `archs`.
-        archs: architectures to compile for into the cache on disk; None means for the current device, and load there.
-
-    Returns:
-        A line for each kernel: architecture, FFT size, entry and template flags.
-    """
-    lines = []
-    for is_vector, is_prepared in itertools.product((True, False), (False, True)):
-        if archs is None:
-            made = launcher_of((problem, arrays.current_device(), is_vector, is_prepared)).plan
-            lines.append(describe(made.kernel, made.limits))
-        for arch in archs or ():
-            made = make_long_plan(problem, arch_limits(arch), is_vector=is_vector, is_prepared=is_prepared)
-            precompile(made.kernel, arch)
-            lines.append(describe(made.kernel, made.limits))
-    return list(dict.fromkeys(lines))
+    """Compile what a problem that does not fit a block, on none of `archs`, may need; see `launch.warm`."""
+    keys = [(problem, is_vector, is_prepared) for is_vector in (True, False) for is_prepared in (False, True)]
+    return _launchers.warm(keys, archs)
 
 
-def launcher_of(key: _Key) -> _Launcher:
-    """Return the plan of a configuration and its kernel: looked up, or made and loaded."""
-    launcher = _launchers.get(key)
-    if launcher is not None:
-        return launcher
-    problem, device, is_vector, is_prepared = key
-    made = make_long_plan(problem, device_limits(device), is_vector=is_vector, is_prepared=is_prepared)
-    launcher = _Launcher(
-        plan=made,
-        kernel=load_kernel(made.kernel, made.limits.arch, made.config.shared_bytes, device),
-        row_twiddles=device_table(made.config.row, True, device),
-        tile_twiddles=tile_twiddles(made.config.tile_log2_radices, device),
-    )
-    with _lock:
-        if len(_launchers) >= _REMEMBERED:
-            _launchers.clear()
-        return _launchers.setdefault(key, launcher)
+def warm_filters(problem: Problem, *, is_vector: bool) -> None:
+    """Load what `transform_filters` needs on the current device."""
+    _launchers.warm([(problem, is_vector, False)], None)
+
+
+def _plan(key: tuple[Problem, bool, bool], limits: ArchLimits) -> LongPlan:
+    problem, is_vector, is_prepared = key
+    return make_long_plan(problem, limits, is_vector=is_vector, is_prepared=is_prepared)
+
+
+def _load(made: LongPlan, kernels: Kernels, device: int) -> _Launcher:
+    row_twiddles = device_table(made.config.row, True, device)
+    return _Launcher(made, kernels[made.kernel], row_twiddles, tile_twiddles(made.config.tile_log2_radices, device))
+
+
+_launchers = Launchers(_plan, _load)
 
 
 def tile_twiddles(log2_radices: tuple[int, ...], device: int) -> int:
     """Return the address of the twiddles of a tile's passes on a device; 0 where there are none."""
-    if len(log2_radices) == 1:
-        return 0
-    key = (log2_radices, device)
-    with _lock:
-        if key not in _tables:
-            _tables[key] = arrays.upload(tile_table(log2_radices), device)
-        return int(_tables[key].data.ptr)
+    return 0 if len(log2_radices) == 1 else int(_tables[log2_radices, device].data.ptr)
+
+
+def _table(key: tuple[tuple[int, ...], int]) -> Any:
+    log2_radices, device = key
+    return arrays.upload(tile_table(log2_radices), device)
+
+
+_tables = Made(_table, limit=None)
 
 
 def schedule_params(schedule: Schedule) -> ScheduleParams:

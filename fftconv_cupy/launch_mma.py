@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from fftconv_cupy import arrays
-from fftconv_cupy.archs import arch_limits
+from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.arrays import ArrayView
 from fftconv_cupy.blocks import COMPLEX_BYTES
-from fftconv_cupy.compile import LoadedKernel, load_kernel, precompile
+from fftconv_cupy.compile import LoadedKernel
 from fftconv_cupy.dependencies import import_nvrtc
-from fftconv_cupy.devices import device_limits
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.launch import Rows, describe, device_table, launch_filter, rows_of
+from fftconv_cupy.launch import Rows, device_table, launch_filter, rows_of
+from fftconv_cupy.launchers import Kernels, Launchers
 from fftconv_cupy.mma_blocks import CONVERT_THREADS, MmaConfig
 from fftconv_cupy.mma_params import MmaFilterParams
 from fftconv_cupy.mma_plan import MmaPlan, make_mma_plan
@@ -24,6 +22,7 @@ from fftconv_cupy.mma_tables import mma_table
 from fftconv_cupy.params import FwdParams, Slot, packer
 from fftconv_cupy.plan import check_sizes
 from fftconv_cupy.problem import ITEM_BYTES, Problem
+from fftconv_cupy.remembered import Made
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +31,22 @@ class _Launcher:
 
     plan: MmaPlan
     forward: LoadedKernel
-    filter: LoadedKernel
-    convert: LoadedKernel
+    filter: LoadedKernel | None
+    convert: LoadedKernel | None
     table: int
     twiddles: int
 
     def make_spectrum(self, k: ArrayView, scratch: int, spectrum: int, first: int, channels: int, stream: int) -> None:
         """Launch the filter's transform for some channels: through `scratch`, in float32, to `spectrum`."""
         rows = 1 if self.plan.problem.shared_filter else channels
-        launch_filter(self.filter, self.plan, k, self.twiddles, scratch, first, channels, stream)
-        self.convert.launch((rows, 1, 1), CONVERT_THREADS, MmaFilterParams(scratch, spectrum), stream)
+        # Only plans of prepared filters lack these kernels.
+        filt, convert = cast("tuple[LoadedKernel, LoadedKernel]", (self.filter, self.convert))
+        launch_filter(filt, self.plan, k, self.twiddles, scratch, first, channels, stream)
+        convert.launch((rows, 1, 1), CONVERT_THREADS, MmaFilterParams(scratch, spectrum), stream)
 
 
-_Key = tuple[Problem, int, bool, bool]
 _arguments = Slot(FwdParams)
 _pack = packer(FwdParams).pack_into
-_launchers: dict[_Key, _Launcher] = {}
-_tables: dict[tuple[MmaConfig, int], Any] = {}
-_lock = threading.Lock()
-_REMEMBERED = 4096  # configurations; beyond, the look-up starts anew
 
 
 def check(problem: Problem, device: int) -> None:
@@ -80,22 +76,7 @@ def run(
     workspace: ArrayView | None = None,
     rows: Rows | None = None,
 ) -> Rows:
-    """Compute a validated problem on the GPU of `u`, asynchronously on `stream`, into `out`.
-
-    Args:
-        problem: the problem, which runs in a precision below "highest", with ``batch >= 1``.
-        u: the input, (B, H, L) | (H, L) | (L,).
-        filt: the filter, (H, K) | (K,), or its spectrum of this precision.
-        in_gate: of the input's shape, or None.
-        out_gate: of the output's shape, or None.
-        skip: (H,), or None.
-        out: the output.
-        stream: handle of a stream of that GPU.
-        workspace: as many bytes as the plan says, or more; None allocates it where it is needed.
-        rows: what a call with arrays of these shapes and strides has returned; None finds it out.
-
-    Returns:
-        What such calls have in common.
+    """Compute a problem that runs in a precision below "highest"; arguments and result are those of `launch.run`.
 
     Raises:
         CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
@@ -104,7 +85,7 @@ def run(
     gates = (0 if in_gate is None else in_gate.ptr, 0 if out_gate is None else out_gate.ptr)
     pointers = (u.ptr, *gates, out.ptr)
     is_wide = (rows.bits | u.ptr | gates[0] | gates[1] | out.ptr) & 15 == 0
-    launcher = _launcher((problem, u.device, is_wide, isinstance(filt, FilterSpectrum)))
+    launcher = _launchers[u.device, (problem, is_wide, isinstance(filt, FilterSpectrum))]
     skip_ptr = 0 if skip is None else skip.ptr
     if isinstance(filt, FilterSpectrum):
         _launch_forward(launcher, pointers, filt.ptr, skip_ptr, rows, 0, problem.channels, stream)
@@ -132,7 +113,7 @@ def prepare(problem: Problem, k: ArrayView, stream: int) -> tuple[Any, ArrayView
     Raises:
         CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
     """
-    launcher = _launcher((problem, k.device, True, False))
+    launcher = _launchers[k.device, (problem, True, False)]
     rows = 1 if problem.shared_filter else problem.channels
     scratch, scratch_view = arrays.empty(k, (rows * launcher.plan.config.points * 2,), "float32", stream)
     data, view = arrays.empty(k, (rows * launcher.plan.tensor.spectrum_bytes // 4,), "float32", stream)
@@ -142,65 +123,33 @@ def prepare(problem: Problem, k: ArrayView, stream: int) -> tuple[Any, ArrayView
 
 
 def warm(problem: Problem, archs: Sequence[str] | None = None) -> list[str]:
-    """Compile, and where `archs` is None also load, every kernel that arrays of any alignment may need.
-
-    Args:
-        problem: the problem, which runs in a precision below "highest".
-        archs: architectures to compile for into the cache on disk; None means for the current device, and load there.
-
-    Returns:
-        A line for each kernel: architecture, FFT size, entry and template flags.
-    """
-    lines = []
-    if archs is None:
-        device = arrays.current_device()
-        for is_wide in (True, False):
-            made = _launcher((problem, device, is_wide, False)).plan
-            lines += [describe(spec, made.limits) for spec in (made.forward, made.filter, made.convert)]
-    for arch in archs or ():
-        limits = arch_limits(arch)
-        for is_wide in (True, False):
-            made = make_mma_plan(problem, limits, is_wide=is_wide)
-            for spec in (made.forward, made.filter, made.convert):
-                precompile(spec, arch)
-                lines.append(describe(spec, limits))
-    return list(dict.fromkeys(lines))
+    """Compile what a problem that runs in a precision below "highest" may need; see `launch.warm`."""
+    return _launchers.warm([(problem, is_wide, False) for is_wide in (True, False)], archs)
 
 
-def _launcher(key: _Key) -> _Launcher:
-    """Plan and load (or look up) the kernels of a configuration."""
-    known = _launchers.get(key)
-    if known is not None:
-        return known
-    problem, device, is_wide, is_prepared = key
-    limits = device_limits(device)
-    made = make_mma_plan(problem, limits, is_wide=is_wide, is_prepared=is_prepared)
-    with ThreadPoolExecutor(3) as pool:  # a first use compiles the kernels side by side
-        loads = [
-            pool.submit(load_kernel, spec, limits.arch, shared_bytes, device)
-            for spec, shared_bytes in (
-                (made.forward, made.tensor.shared_bytes),
-                (made.filter, made.config.exchange_bytes),
-                (made.convert, 0),
-            )
-        ]
-    forward, filt, convert = (load.result() for load in loads)
-    table = _device_table(made.tensor, device)
-    twiddles = device_table(made.config, False, device)
-    launcher = _Launcher(made, forward, filt, convert, table, twiddles)
-    with _lock:
-        if len(_launchers) >= _REMEMBERED:
-            _launchers.clear()
-        return _launchers.setdefault(key, launcher)
+def _plan(key: tuple[Problem, bool, bool], limits: ArchLimits) -> MmaPlan:
+    problem, is_wide, is_prepared = key
+    return make_mma_plan(problem, limits, is_wide=is_wide, is_prepared=is_prepared)
 
 
-def _device_table(config: MmaConfig, device: int) -> int:
-    """Return the address of a table of constants on a device; it is made once and kept for the life of the process."""
-    key = (config, device)
-    with _lock:
-        if key not in _tables:
-            _tables[key] = arrays.upload(mma_table(config), device)
-        return int(_tables[key].data.ptr)
+def _load(made: MmaPlan, kernels: Kernels, device: int) -> _Launcher:
+    return _Launcher(
+        plan=made,
+        forward=kernels[made.forward],
+        filter=kernels.get(made.filter),
+        convert=kernels.get(made.convert),
+        table=int(_tables[made.tensor, device].data.ptr),
+        twiddles=device_table(made.config, False, device),
+    )
+
+
+def _table(key: tuple[MmaConfig, int]) -> Any:
+    config, device = key
+    return arrays.upload(mma_table(config), device)
+
+
+_launchers = Launchers(_plan, _load)
+_tables = Made(_table, limit=None)  # of constants
 
 
 def _launch_forward(

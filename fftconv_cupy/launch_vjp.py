@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from fftconv_cupy import arrays
-from fftconv_cupy.archs import arch_limits
+from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.arrays import ArrayView
 from fftconv_cupy.blocks import CUDA_TYPES, REDUCE_COLUMNS, REDUCE_THREADS
-from fftconv_cupy.compile import LoadedKernel, load_kernel, precompile
+from fftconv_cupy.compile import LoadedKernel
 from fftconv_cupy.dependencies import import_nvrtc
 from fftconv_cupy.devices import device_limits
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.launch import describe, device_table, launch_filter, row_strides
+from fftconv_cupy.launch import device_table, launch_filter, row_strides
+from fftconv_cupy.launchers import Kernels, Launchers
 from fftconv_cupy.params import BwdParams, FilterBwdParams, ReduceParams, Slot, packer
 from fftconv_cupy.plan import GRID_YZ, block_config
 from fftconv_cupy.problem import ITEM_BYTES, Gradients, Problem, Wanted
@@ -42,12 +41,8 @@ class Launcher:
     groups: tuple[tuple[int, int, Chunks], ...]
 
 
-_Key = tuple[Problem, Wanted, int, bool, bool]
 _backward, _filter_backward = Slot(BwdParams), Slot(FilterBwdParams)
 _pack_backward, _pack_filter_backward = packer(BwdParams).pack_into, packer(FilterBwdParams).pack_into
-_launchers: dict[_Key, Launcher] = {}
-_lock = threading.Lock()
-_REMEMBERED = 4096  # configurations; beyond, the look-up starts anew
 
 
 @dataclass(slots=True)
@@ -128,8 +123,7 @@ def run_vjp(
             pointers.append(array.ptr)
             strides += (batch_stride, channel_stride)
             bits |= array.ptr // item | batch_stride | channel_stride
-    key = (problem, wanted, u.device, bits & 1 == 0, isinstance(filt, FilterSpectrum))
-    launcher = _launchers.get(key) or _new_launcher(key)
+    launcher = _launchers[u.device, (problem, wanted, bits & 1 == 0, isinstance(filt, FilterSpectrum))]
     if workspace is None and launcher.plan.workspace_bytes:
         _, workspace = arrays.empty(u, (launcher.plan.workspace_bytes // 4,), "float32", stream)
     memory = 0 if workspace is None else workspace.ptr
@@ -163,50 +157,31 @@ def warm_vjp(problem: Problem, wanted: Wanted, archs: Sequence[str] | None = Non
         archs: architectures to compile for into the cache on disk; None means for the current device, and load there.
 
     Returns:
-        A line for each kernel.
+        A line for each kernel, see `launchers.describe`.
     """
-    lines = []
-    for is_vector in (True, False):
-        if archs is None:
-            made = _new_launcher((problem, wanted, arrays.current_device(), is_vector, False)).plan
-            lines += [describe(spec, made.limits) for spec, *_ in made.kernels]
-        for arch in archs or ():
-            made = make_vjp_plan(problem, wanted, arch_limits(arch), is_vector=is_vector)
-            for spec, *_ in made.kernels:
-                precompile(spec, arch)
-                lines.append(describe(spec, made.limits))
-    return list(dict.fromkeys(lines))
+    return _launchers.warm([(problem, wanted, is_vector, False) for is_vector in (True, False)], archs)
 
 
-def _new_launcher(key: _Key) -> Launcher:
-    """Plan and load (or look up) the kernels of a configuration."""
-    with _lock:
-        known = _launchers.get(key)
-    if known is not None:
-        return known
-    problem, wanted, device, is_vector, is_prepared = key
-    limits = device_limits(device)
-    made = make_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_prepared=is_prepared)
-    with ThreadPoolExecutor(len(made.kernels)) as pool:  # a first use compiles them side by side
-        loads = {
-            spec: pool.submit(load_kernel, spec, limits.arch, shared_bytes, device)
-            for spec, shared_bytes in made.kernels
-        }
-    loaded = {spec: load.result() for spec, load in loads.items()}
-    launcher = Launcher(
+def _plan(key: tuple[Problem, Wanted, bool, bool], limits: ArchLimits) -> VjpPlan:
+    problem, wanted, is_vector, is_prepared = key
+    return make_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_prepared=is_prepared)
+
+
+def load(made: VjpPlan, kernels: Kernels, device: int) -> Launcher:
+    """Return the launcher of a plan whose kernels are loaded on a device."""
+    return Launcher(
         plan=made,
-        backward=loaded[made.backward],
-        filter=loaded.get(made.filter),
-        filter_backward=loaded.get(made.filter_backward),
-        reduce=loaded.get(made.reduce),
+        backward=kernels[made.backward],
+        filter=kernels.get(made.filter),
+        filter_backward=kernels.get(made.filter_backward),
+        reduce=kernels.get(made.reduce),
         twiddles=device_table(made.config, False, device),
         backward_twiddles=device_table(made.backward_config, False, device),
         groups=groups_of(made),
     )
-    with _lock:
-        if len(_launchers) >= _REMEMBERED:
-            _launchers.clear()
-        return _launchers.setdefault(key, launcher)
+
+
+_launchers = Launchers(_plan, load)
 
 
 def groups_of(made: VjpPlan) -> tuple[tuple[int, int, Chunks], ...]:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from fftconv_cupy import arrays
-from fftconv_cupy.archs import arch_limits
+from fftconv_cupy.archs import ArchLimits, arch_limits
 from fftconv_cupy.arrays import ArrayView
 from fftconv_cupy.blocks import STATE_THREADS, state_spec
 from fftconv_cupy.compile import LoadedKernel, load_kernel, precompile
 from fftconv_cupy.dependencies import import_nvrtc
 from fftconv_cupy.devices import device_limits
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.launch import Rows, describe, device_table, launch_filter, row_strides, rows_of
+from fftconv_cupy.launch import Rows, device_table, launch_filter, row_strides, rows_of
+from fftconv_cupy.launchers import Kernels, Launchers, describe
 from fftconv_cupy.params import Slot, StateParams, WindowsParams, packer
 from fftconv_cupy.problem import ITEM_BYTES, Problem
+from fftconv_cupy.remembered import Made
 from fftconv_cupy.window_plan import WindowPlan, checked_cut, make_window_plan
 
 
@@ -28,20 +28,15 @@ class _Launcher:
 
     plan: WindowPlan
     forward: LoadedKernel
-    filter: LoadedKernel
+    filter: LoadedKernel | None
     twiddles: int
     spectrum_stride: int
     sizes: tuple[int, ...]
     scale: float
 
 
-_Key = tuple[Problem, int, bool, bool]
 _arguments = Slot(WindowsParams)
 _pack = packer(WindowsParams).pack_into
-_launchers: dict[_Key, _Launcher] = {}
-_state_kernels: dict[tuple[str, int], LoadedKernel] = {}
-_lock = threading.Lock()
-_REMEMBERED = 4096  # configurations; beyond, the look-up starts anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,23 +120,9 @@ def run(
     rows: Rows | None = None,
     initial_state: ArrayView | None = None,
 ) -> Rows:
-    """Compute a validated problem on the GPU of `u`, asynchronously on `stream`, into `out`.
+    """Compute a problem that is cut into windows; arguments and result are those of `launch.run`.
 
-    Args:
-        problem: the problem, with ``batch >= 1``.
-        u: the input, (B, H, L) | (H, L) | (L,).
-        filt: the filter, (H, K) | (K,), or its spectrum.
-        in_gate: of the input's shape, or None.
-        out_gate: of the output's shape, or None.
-        skip: (H,), or None.
-        out: the output.
-        stream: handle of a stream of that GPU.
-        workspace: as many bytes as the plan says, or more; None allocates it where it is needed.
-        rows: what a call with arrays of these shapes and strides has returned; None finds it out.
-        initial_state: float32, with the K - 1 points before the first one of a row along the last axis, or None.
-
-    Returns:
-        What such calls have in common.
+    `initial_state` is float32, with the K - 1 points before the first one of a row along the last axis, or None.
 
     Raises:
         UnsupportedProblemError: see `window_plan.checked_cut`.
@@ -160,7 +141,7 @@ def run(
     for first in range(0, problem.channels, group):
         channels = min(group, problem.channels - first)
         has_new_filter = first == 0 or not problem.shared_filter
-        if has_new_filter:
+        if has_new_filter and launcher.filter is not None:
             launch_filter(
                 launcher.filter, launcher.plan, filt, launcher.twiddles, workspace.ptr, first, channels, stream
             )
@@ -186,9 +167,8 @@ def bind(
     item = ITEM_BYTES[problem.dtype]
     pointers = (u.ptr, 0 if in_gate is None else in_gate.ptr, 0 if out_gate is None else out_gate.ptr, out.ptr)
     bits = rows.bits | pointers[0] | pointers[1] | pointers[2] | pointers[3]
-    key = (problem, u.device, bits & (2 * item - 1) == 0, is_prepared)
     return Bound(
-        _launchers.get(key) or _new_launcher(key),
+        _launchers[u.device, (problem, bits & (2 * item - 1) == 0, is_prepared)],
         pointers,
         rows.strides,
         0 if skip is None else skip.ptr,
@@ -256,74 +236,50 @@ def run_state(
         state_len,
     )
     values = problem.batch * problem.channels * state_len
-    kernel = _state_kernel(problem.dtype, u.device)
+    kernel = _state_kernels[problem.dtype, u.device]
     kernel.launch((-(-values // STATE_THREADS), 1, 1), STATE_THREADS, params, stream)
 
 
-def _state_kernel(dtype: str, device: int) -> LoadedKernel:
-    """Load (or look up) the kernel of the state after a row."""
-    key = (dtype, device)
-    if key not in _state_kernels:
-        _state_kernels[key] = load_kernel(state_spec(dtype), device_limits(device).arch, 0, device)
-    return _state_kernels[key]
+def _state_kernel(key: tuple[str, int]) -> LoadedKernel:
+    dtype, device = key
+    return load_kernel(state_spec(dtype), device_limits(device).arch, 0, device)
+
+
+_state_kernels = Made(_state_kernel)
 
 
 def warm(problem: Problem, archs: Sequence[str] | None = None, *, is_prepared: bool = False) -> list[str]:
-    """Compile, and where `archs` is None also load, every kernel that arrays of any alignment may need.
+    """Compile what a problem that is cut into windows, on all of `archs`, may need; see `launch.warm`.
 
-    Args:
-        problem: a problem that is cut into windows, on all of `archs`.
-        archs: architectures to compile for into the cache on disk; None means for the current device, and load there.
-        is_prepared: for calls with a prepared filter.
-
-    Returns:
-        A line for each kernel: architecture, FFT size, entry and template flags.
+    `is_prepared`: for calls with a prepared filter.
     """
-    lines = []
-    for is_vector in (True, False):
-        if archs is None:
-            made = _new_launcher((problem, arrays.current_device(), is_vector, is_prepared)).plan
-            lines += [describe(spec, made.limits) for spec in (made.forward, made.filter)]
-        for arch in archs or ():
-            made = make_window_plan(problem, arch_limits(arch), is_vector=is_vector)
-            for spec in (made.forward, made.filter):
-                precompile(spec, arch)
-                lines.append(describe(spec, made.limits))
-    if problem.initial_state:
-        lines += warm_state(problem, archs)
-    return list(dict.fromkeys(lines))
+    lines = _launchers.warm([(problem, is_vector, is_prepared) for is_vector in (True, False)], archs)
+    return lines + warm_state(problem, archs) if problem.initial_state else lines
 
 
 def warm_state(problem: Problem, archs: Sequence[str] | None = None) -> list[str]:
     """Compile, and where `archs` is None also load, the kernel of `run_state`; return a line for it, as `warm` does."""
     state = state_spec(problem.dtype)
     if archs is None:
-        _state_kernel(problem.dtype, arrays.current_device())
+        key = (problem.dtype, arrays.current_device())
+        _state_kernels.keep(key, _state_kernel(key))
         return [describe(state, device_limits(arrays.current_device()))]
     for arch in archs:
         precompile(state, arch)
     return [describe(state, arch_limits(arch)) for arch in archs]
 
 
-def _new_launcher(key: _Key) -> _Launcher:
-    """Plan and load (or look up) the kernels of a configuration."""
-    with _lock:
-        known = _launchers.get(key)
-    if known is not None:
-        return known
-    problem, device, is_vector, is_prepared = key
-    limits = device_limits(device)
-    made = make_window_plan(problem, limits, is_vector=is_vector, is_prepared=is_prepared)
-    cut, config = made.cut, made.config
-    with ThreadPoolExecutor(2) as pool:  # a first use compiles both kernels, side by side
-        loads = [
-            pool.submit(load_kernel, spec, limits.arch, config.exchange_bytes, device)
-            for spec in (made.forward, made.filter)
-        ]
-    launcher = _Launcher(
+def _plan(key: tuple[Problem, bool, bool], limits: ArchLimits) -> WindowPlan:
+    problem, is_vector, is_prepared = key
+    return make_window_plan(problem, limits, is_vector=is_vector, is_prepared=is_prepared)
+
+
+def _load(made: WindowPlan, kernels: Kernels, device: int) -> _Launcher:
+    problem, cut, config = made.problem, made.cut, made.config
+    return _Launcher(
         plan=made,
-        forward=loads[0].result(),
-        filter=loads[1].result(),
+        forward=kernels[made.forward],
+        filter=kernels.get(made.filter),
         twiddles=device_table(config, False, device),
         spectrum_stride=0 if problem.shared_filter else config.points // 2,
         sizes=(
@@ -333,7 +289,6 @@ def _new_launcher(key: _Key) -> _Launcher:
         ),
         scale=1.0 / config.points,
     )
-    with _lock:
-        if len(_launchers) >= _REMEMBERED:
-            _launchers.clear()
-        return _launchers.setdefault(key, launcher)
+
+
+_launchers = Launchers(_plan, _load)

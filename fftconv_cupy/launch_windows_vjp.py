@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fftconv_cupy import arrays, launch_windows
-from fftconv_cupy.archs import arch_limits
+from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.arrays import ArrayView
 from fftconv_cupy.blocks import COMPLEX_BYTES
-from fftconv_cupy.compile import load_kernel, precompile
 from fftconv_cupy.dependencies import import_nvrtc
 from fftconv_cupy.devices import device_limits
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.launch import describe, device_table, launch_filter, row_strides, rows_of
-from fftconv_cupy.launch_vjp import Launcher, VjpCall, finish_sums, groups_of, launch_filter_backward
+from fftconv_cupy.launch import launch_filter, row_strides, rows_of
+from fftconv_cupy.launch_vjp import Launcher, VjpCall, finish_sums, launch_filter_backward, load
+from fftconv_cupy.launchers import Kernels, Launchers
 from fftconv_cupy.params import ChunkPlan, Windows, WindowsBwdParams
 from fftconv_cupy.problem import ITEM_BYTES, Gradients, Problem, States, Wanted
-from fftconv_cupy.vjp_plan import Chunks
+from fftconv_cupy.vjp_plan import Chunks, VjpPlan
 from fftconv_cupy.window_plan import Cut, checked_cut
-from fftconv_cupy.window_vjp_plan import make_backward_plan
+from fftconv_cupy.window_vjp_plan import backward_cut, make_backward_plan
 
 
 @dataclass(frozen=True, slots=True)
-class _Launcher(Launcher):
-    """A plan with its kernels loaded on a device, and how it cuts rows."""
+class _Launcher:
+    """A plan with its kernels loaded on a device, as of whole rows, and how it cuts rows."""
 
+    whole: Launcher
     cut: Cut
 
+    @property
+    def plan(self) -> VjpPlan:
+        """The plan."""
+        return self.whole.plan
 
-_Key = tuple[Problem, Wanted, bool, int, bool, bool]
-_launchers: dict[_Key, _Launcher] = {}
-_lock = threading.Lock()
-_REMEMBERED = 4096  # configurations; beyond, the look-up starts anew
+
+_Key = tuple[Problem, Wanted, bool, bool, bool]
 
 
 def check_vjp(problem: Problem, wanted: Wanted, device: int) -> None:
@@ -74,7 +75,8 @@ def run_vjp(
     key, call = _call_of(
         problem, wanted, dy, u, in_gate, out_gate, skip, grads, states, stream, is_prepared=is_prepared
     )
-    launcher = _launchers.get(key) or _new_launcher(key)
+    windows = _launchers[u.device, key]
+    launcher = windows.whole
     made = launcher.plan
     if workspace is None and made.workspace_bytes:
         _, workspace = arrays.empty(u, (made.workspace_bytes // 4,), "float32", stream)
@@ -90,7 +92,7 @@ def run_vjp(
         if launcher.filter is not None and isinstance(filt, ArrayView) and not (first and problem.shared_filter):
             launch_filter(launcher.filter, made, filt, launcher.twiddles, call.spectrum, first, channels, stream)
         own = first * made.config.points * COMPLEX_BYTES if is_prepared and not problem.shared_filter else 0
-        _launch_backward(launcher, call, call.spectrum + own, first, channels, chunks)
+        _launch_backward(launcher, windows.cut, call, call.spectrum + own, first, channels, chunks)
         finish_sums(launcher, call, first, channels, chunks)
         if forward is not None:
             forward.launch(call.spectrum + own, first, channels)
@@ -99,32 +101,16 @@ def run_vjp(
 
 
 def warm_vjp(problem: Problem, wanted: Wanted, archs: Sequence[str] | None = None) -> list[str]:
-    """Compile, and where `archs` is None also load, what gradients need for arrays of any alignment, with a raw filter.
-
-    Args:
-        problem: a problem that is cut into windows, on all of `archs`.
-        wanted: which gradients.
-        archs: architectures to compile for into the cache on disk; None means for the current device, and load there.
-
-    Returns:
-        A line for each kernel.
-    """
+    """Compile what gradients of rows that are cut into windows, on all of `archs`, need; see `launch_vjp.warm_vjp`."""
     has_rest = any(wanted._replace(out_gate=False))
     # The gradient of an initial state is none of those in `wanted`.
     with_state = (*((False,) if has_rest else ()), *((True,) if problem.initial_state else ()))
+    keys = [
+        (problem, wanted, wants_state, is_vector, False)
+        for is_vector, wants_state in itertools.product((True, False), with_state)
+    ]
     lines = launch_windows.warm(problem, archs, is_prepared=has_rest) if wanted.out_gate else []
-    for is_vector, wants_state in itertools.product((True, False), with_state):
-        if archs is None:
-            key = (problem, wanted, wants_state, arrays.current_device(), is_vector, False)
-            made = _new_launcher(key).plan
-            lines += [describe(spec, made.limits) for spec, _ in made.kernels]
-        for arch in archs or ():
-            limits = arch_limits(arch)
-            _, made = make_backward_plan(problem, wanted, limits, is_vector=is_vector, wants_state=wants_state)
-            for spec, _ in made.kernels:
-                precompile(spec, arch)
-                lines.append(describe(spec, limits))
-    return list(dict.fromkeys(lines))
+    return list(dict.fromkeys(lines + _launchers.warm(keys, archs)))
 
 
 def _call_of(
@@ -167,49 +153,28 @@ def _call_of(
         workspace=0,
         stream=stream,
     )
-    return (problem, wanted, wants_state, u.device, bits & (2 * item - 1) == 0, is_prepared), call
+    return (problem, wanted, wants_state, bits & (2 * item - 1) == 0, is_prepared), call
 
 
-def _new_launcher(key: _Key) -> _Launcher:
-    """Plan and load (or look up) the kernels of a configuration."""
-    with _lock:
-        known = _launchers.get(key)
-    if known is not None:
-        return known
-    problem, wanted, wants_state, device, is_vector, is_prepared = key
-    limits = device_limits(device)
-    cut, made = make_backward_plan(
+def _plan(key: _Key, limits: ArchLimits) -> VjpPlan:
+    problem, wanted, wants_state, is_vector, is_prepared = key
+    return make_backward_plan(
         problem, wanted, limits, is_vector=is_vector, is_prepared=is_prepared, wants_state=wants_state
     )
-    with ThreadPoolExecutor(len(made.kernels)) as pool:  # a first use compiles them side by side
-        loads = {
-            spec: pool.submit(load_kernel, spec, limits.arch, shared_bytes, device)
-            for spec, shared_bytes in made.kernels
-        }
-    loaded = {spec: load.result() for spec, load in loads.items()}
-    twiddles = device_table(made.config, False, device)
-    launcher = _Launcher(
-        plan=made,
-        backward=loaded[made.backward],
-        filter=loaded.get(made.filter),
-        filter_backward=loaded.get(made.filter_backward),
-        reduce=loaded.get(made.reduce),
-        twiddles=twiddles,
-        backward_twiddles=twiddles,
-        groups=groups_of(made),
-        cut=cut,
-    )
-    with _lock:
-        if len(_launchers) >= _REMEMBERED:
-            _launchers.clear()
-        return _launchers.setdefault(key, launcher)
+
+
+def _load(made: VjpPlan, kernels: Kernels, device: int) -> _Launcher:
+    return _Launcher(load(made, kernels, device), backward_cut(made.problem, made.limits))
+
+
+_launchers = Launchers(_plan, _load)
 
 
 def _launch_backward(
-    launcher: _Launcher, call: VjpCall, spectrum: int, first: int, channels: int, chunks: Chunks
+    launcher: Launcher, cut: Cut, call: VjpCall, spectrum: int, first: int, channels: int, chunks: Chunks
 ) -> None:
     """Launch the fused kernel on `channels` channels from `first` on, whose spectra lie at `spectrum`."""
-    made, cut = launcher.plan, launcher.cut
+    made = launcher.plan
     problem, points = made.problem, made.config.points
     item = ITEM_BYTES[problem.dtype]
     items = (item,) * 6 + (4,) * 3

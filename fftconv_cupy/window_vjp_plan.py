@@ -105,7 +105,8 @@ def make_window_vjp_plan(
     """
     cut = backward = forward = None
     if wants_state or any(wanted._replace(out_gate=False)):
-        cut, backward = make_backward_plan(
+        cut = backward_cut(problem, limits)
+        backward = make_backward_plan(
             problem, wanted, limits, is_vector=is_vector, is_prepared=is_prepared, wants_state=wants_state
         )
     if wanted.out_gate:
@@ -123,8 +124,13 @@ def make_window_vjp_plan(
     )
 
 
-def _transposed(problem: Problem, cut: Cut) -> Cut:
-    """Return how the same windows keep inputs: what lay behind the first point kept lies ahead of the last one."""
+def backward_cut(problem: Problem, limits: ArchLimits) -> Cut:
+    """Return how the same windows keep inputs: what lay behind the first point kept lies ahead of the last one.
+
+    Raises:
+        UnsupportedProblemError: see `window_plan.checked_cut`.
+    """
+    cut = checked_cut(problem, limits)
     alignment = alignment_of(cut.config)
     lead = -(-cut.lags.negative // alignment) * alignment
     step = (2 * cut.config.points - lead - (cut.lags.positive - 1)) // alignment * alignment
@@ -141,13 +147,13 @@ def make_backward_plan(
     is_vector: bool = True,
     is_prepared: bool = False,
     wants_state: bool = False,
-) -> tuple[Cut, VjpPlan]:
+) -> VjpPlan:
     """Plan the gradients but that of the output gate, of which there is one; see `make_window_vjp_plan`.
 
     Returns:
-        How rows are cut, and the kernels, as of a plan of whole rows.
+        The kernels, as of a plan of whole rows; they keep inputs as `backward_cut` says.
     """
-    cut = _transposed(problem, checked_cut(problem, limits))
+    cut = backward_cut(problem, limits)
     config, lags = cut.config, cut.lags
     has_sum = wanted.k or wanted.skip
     extras = extras_of_windows(problem)
@@ -171,7 +177,7 @@ def make_backward_plan(
         problem, wanted, config, variant, slots, resident, needs_spectrum, jobs
     )
     is_general = lags.is_wrapped or lags.positive > config.points
-    return cut, VjpPlan(
+    return VjpPlan(
         problem=problem,
         wanted=wanted,
         limits=limits,

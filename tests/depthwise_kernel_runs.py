@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import numpy as np
-import pytest
 from depthwise_kernel_cases import DepthwiseCase, DepthwiseInputs, Exact, make_inputs
 from host_runtime.cupy_host import to_cupy
-from host_runtime.harness import ORDERS, host_loader
+from host_runtime.harness import ORDERS
 from kernel_runs import Placed, describe, host_gpu
 
 from fftconv_cupy import launch_depthwise, numeric
 from fftconv_cupy.arrays import ArrayView
 from fftconv_cupy.depthwise_problem import DepthwiseGradients
 from fftconv_cupy.readers import NUMPY_DTYPES
-
-_loader = cache(host_loader)
 
 
 def view_of(array: Any, dtype: str) -> ArrayView:
@@ -48,21 +42,12 @@ def strided(host: np.ndarray, dtype: str) -> ArrayView:
     return view_of(spread[..., ::2], dtype)
 
 
-@contextlib.contextmanager
-def depthwise_gpu(arch: str, *, order: str = ORDERS[0], race_check: bool = False) -> Iterator[None]:
-    """Play a GPU on which the depthwise kernels run, as `kernel_runs.host_gpu`."""
-    with host_gpu(arch, order=order, race_check=race_check), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch_depthwise, "load_kernel", _loader(race_check=race_check, order=order, seed=0))
-        patch.setattr(launch_depthwise, "_launchers", {})
-        yield
-
-
 def run_outputs(
     case: DepthwiseCase, inputs: DepthwiseInputs, *, order: str = ORDERS[0], race_check: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
     """Run a case; return the outputs, the final state, and the entries of the kernels."""
     problem = case.problem
-    with depthwise_gpu(case.arch, order=order, race_check=race_check):
+    with host_gpu(case.arch, order=order, race_check=race_check):
         out = _place_rows(case, np.full_like(inputs.dy, np.nan))
         final = None
         if problem.has_final_state:
@@ -88,7 +73,7 @@ def run_gradients(
 ) -> tuple[DepthwiseGradients, list[str]]:
     """Run the gradients of a case; return them, and the entries of the kernels."""
     problem, wanted = case.problem, case.wanted_gradients
-    with depthwise_gpu(case.arch, order=order, race_check=race_check):
+    with host_gpu(case.arch, order=order, race_check=race_check):
         shapes = (inputs.weight.shape, (problem.channels,), (*inputs.x.shape[:2], problem.width - 1))
         dtypes = (case.weight_dtype, case.bias_dtype or "", case.dtype)
         placed: list[Placed | None] = [_place_rows(case, np.full_like(inputs.x, np.nan)) if wanted.x else None]

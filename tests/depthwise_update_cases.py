@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from depthwise_kernel_runs import depthwise_gpu, small, strided, view_of
+from depthwise_kernel_runs import small, strided, view_of
 from host_runtime.cupy_host import to_cupy, to_numpy
 from host_runtime.harness import ORDERS
-from kernel_runs import describe
+from kernel_runs import describe, host_gpu
 
 from fftconv_cupy import launch_depthwise, numeric
 from fftconv_cupy.depthwise_problem import make_depthwise_problem
@@ -109,7 +109,7 @@ def check_update(case: UpdateCase) -> None:
         weight_dtype=case.weight_dtype,
         bias_dtype=case.bias_dtype,
     )
-    with depthwise_gpu("sm_90", order=ORDERS[1], race_check=case.race_check):
+    with host_gpu("sm_90", order=ORDERS[1], race_check=case.race_check):
         state = to_cupy(inputs.state)
         out = to_cupy(np.full(inputs.x.shape, np.nan, inputs.x.dtype))
         launch_depthwise.run_update(

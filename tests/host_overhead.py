@@ -23,7 +23,7 @@ import torch
 from host_runtime.cupy_host import host_backed_gpu
 
 import fftconv_cupy.torch
-from fftconv_cupy import driver, fftconv, fftconv_vjp, launch, launch_vjp, prepare_filter
+from fftconv_cupy import driver, fftconv, fftconv_vjp, launch, launchers, prepare_filter
 from fftconv_cupy.compile import LoadedKernel
 
 SHAPE, TAPS = (1, 16, 1024), (16, 1024)
@@ -46,7 +46,7 @@ def idle_gpu() -> Iterator[list[int]]:
     early = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, *(ctypes.c_void_p,) * 3)(start)
     memory = cupy.cuda.memory.UnownedMemory(-(-_MEMORY.ctypes.data // 512) * 512, 1 << 21, _MEMORY, 0)
     with pytest.MonkeyPatch.context() as patch, host_backed_gpu("sm_90"):
-        for module in (launch, launch_vjp):
+        for module in (launch, launchers):
             patch.setattr(module, "load_kernel", load)
         patch.setattr(driver, "_launch_kernel_ex", lambda: early)
         cupy.cuda.set_allocator(lambda size: cupy.cuda.MemoryPointer(memory, 0))

@@ -97,10 +97,10 @@ def test_a_plan_tells_what_is_done() -> None:
 
 def test_warming_up_compiles_for_every_alignment(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cupy", reason="warming up needs CuPy: pip install 'fftconv-cupy[cuda12]'")
-    from fftconv_cupy import launch_cluster
+    from fftconv_cupy import launch_cluster, launchers
 
     compiled = set()
-    monkeypatch.setattr(launch_cluster, "precompile", lambda spec, arch: compiled.add(spec))
+    monkeypatch.setattr(launchers, "precompile", lambda spec, arch: compiled.add(spec))
     problem = make_problem("same", batch=4, channels=8, seqlen=30000, filter_len=36000)
     lines = launch_cluster.warm(problem, ["sm_90"])
     assert len(lines) == len(compiled) == 3

@@ -8,8 +8,8 @@ from depthwise_cases import NAMES, Loops, agreement, case, packed, random, updat
 
 pytest.importorskip("cupy")
 
-from depthwise_kernel_runs import depthwise_gpu
 from host_runtime.cupy_host import to_cupy, to_numpy
+from kernel_runs import host_gpu
 
 from fftconv_cupy import depthwise_conv1d, depthwise_conv1d_update, depthwise_conv1d_vjp
 
@@ -28,7 +28,7 @@ def test_outputs_states_and_gradients(rng, layout, extra):
     exact = Loops(arrays, **options)
     y64 = exact.outputs()
     dy = random(rng, y64.shape, "float16")
-    with depthwise_gpu("sm_90"):
+    with host_gpu("sm_90"):
         y = depthwise_conv1d(**put(arrays), **options, return_final_state=extra == "state")
         d_final = {}
         if extra == "state":
@@ -56,7 +56,7 @@ def test_updates(rng, steps, is_ring):
     if is_ring:
         arrays["cache_seqlens"] = np.array([0, 6, 12345], np.int32)
     y64, state64 = updated(**arrays, activation="silu")
-    with depthwise_gpu("sm_90"):
+    with host_gpu("sm_90"):
         on = put(arrays)
         y = depthwise_conv1d_update(**on, activation="silu")
         assert agreement("y", to_numpy(y), y64, "bfloat16").ok

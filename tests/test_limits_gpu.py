@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from remembering import nothing_remembered
 
 from fftconv_cupy import fftconv, fftconv_vjp, prepare_filter
 from fftconv_cupy.archs import ARCHS
 from fftconv_cupy.numeric import compare, compare_sum
 from fftconv_cupy.plan import max_points
 from fftconv_cupy.reference import fftconv_reference, fftconv_vjp_reference
-from fftconv_cupy.remembered import Remembered
 
 pytestmark = pytest.mark.gpu
 
@@ -30,10 +30,8 @@ def limits(request, monkeypatch):
             continue
         if getattr(module, "device_limits", None) is device_limits and name != fftconv_cupy.devices.__name__:
             monkeypatch.setattr(module, "device_limits", lambda device: played)
-        for remembered, empty in (("_launchers", {}), ("_calls", Remembered())):
-            if hasattr(module, remembered):
-                monkeypatch.setattr(module, remembered, empty)
-    return played
+    with nothing_remembered():
+        yield played
 
 
 def test_every_size_of_a_smaller_gpu_is_right(limits, rng):

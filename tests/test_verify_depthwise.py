@@ -183,11 +183,11 @@ def test_the_kernels_of_its_cases_are_compiled_for_an_architecture():
 
 def test_the_checks_pass_on_the_kernels_themselves():
     pytest.importorskip("cupy")
-    from depthwise_kernel_runs import depthwise_gpu
+    from kernel_runs import host_gpu
     from test_verify_kernels import HostBackedGpu
 
     tried = replace(CASE, width=3, seqlen=20, placing="strided")
-    with depthwise_gpu("sm_90"):
+    with host_gpu("sm_90"):
         for check in CHECKS:
             changes = {} if check in (depthwise.outputs, depthwise.gradients) else {"extra": ""}
             finding = check(replace(tried, **changes), HostBackedGpu(0))

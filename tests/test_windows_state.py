@@ -244,14 +244,14 @@ def test_states_come_from_the_framework_of_the_rows() -> None:
 
 def test_what_was_warmed_up_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cupy")
-    from fftconv_cupy import launch_windows, launch_windows_vjp, warmup
+    from fftconv_cupy import launch_windows, launchers, warmup
 
     with _gpu():
         flags = {"in_gate": True, "out_gate": True, "skip": True, "initial_state": True}
         lines = warmup(2, 3, 50, 9, dtype="float32", **flags, wrt=("u", "k", "in_gate", "out_gate", "skip"))
         entries = {line.split()[2].rstrip(":") for line in lines}
         assert {"fftconv_windows", "fftconv_windows_bwd", "fftconv_filter", "fftconv_state"} <= entries
-        for module in (launch_windows, launch_windows_vjp):
+        for module in (launchers, launch_windows):
             monkeypatch.setattr(module, "load_kernel", None)
         arrays = {name: _to_gpu(x) for name, x in drawn(2, 3, 50, 9, "float32").items()}
         state, dy = _to_gpu(np.ones((2, 3, 8), np.float32)), _to_gpu(np.ones((2, 3, 50), np.float32))
@@ -261,12 +261,12 @@ def test_what_was_warmed_up_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_final_state_alone_is_warmed_up(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cupy")
-    from fftconv_cupy import launch, launch_windows, warmup
+    from fftconv_cupy import launch_windows, launchers, warmup
 
     with _gpu():
         lines = warmup(2, 3, 50, 40, dtype="float32", return_final_state=True)
         assert "fftconv_state:" in {line.split()[2] for line in lines}
-        for module in (launch, launch_windows):
+        for module in (launchers, launch_windows):
             monkeypatch.setattr(module, "load_kernel", None)
         arrays = {name: _to_gpu(x) for name, x in drawn(2, 3, 50, 40, "float32", has_gates=False).items()}
         fftconv(**arrays, return_final_state=True)

@@ -15,18 +15,12 @@ import cupy
 import numpy as np
 import numpy.typing as npt
 import pytest
+from remembering import nothing_remembered
 
-import fftconv_cupy.api
 import fftconv_cupy.arrays
-import fftconv_cupy.launch
-import fftconv_cupy.launch_cluster
-import fftconv_cupy.launch_long
-import fftconv_cupy.launch_long_vjp
-import fftconv_cupy.launch_mma
-import fftconv_cupy.launch_vjp
-import fftconv_cupy.launch_windows
-import fftconv_cupy.launch_windows_vjp
-from fftconv_cupy.remembered import Remembered
+import fftconv_cupy.gpu
+from fftconv_cupy import launch, launch_windows, launchers
+from fftconv_cupy.devices import device_limits
 from host_runtime.guarded import guarded_memory
 from host_runtime.harness import host_loader
 
@@ -104,10 +98,9 @@ def host_backed_gpu(
     """
     device = type("Device", (_Device,), {"compute_capability": arch.removeprefix("sm_")})
     stream = _Stream()
-    launch, launch_vjp = fftconv_cupy.launch, fftconv_cupy.launch_vjp
     loader = host_loader(race_check=race_check, order=order, seed=seed)
     old_allocator = cupy.cuda.get_allocator()
-    with pytest.MonkeyPatch.context() as patch:
+    with nothing_remembered(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(cupy.cuda, "get_current_stream", lambda device_id=-1: stream)
         patch.setattr(cupy.cuda, "Device", device)
         patch.setattr(cupy.cuda.runtime, "getDevice", lambda: 0)
@@ -117,28 +110,12 @@ def host_backed_gpu(
         )
         patch.setattr(cupy, "asarray", to_cupy)
         patch.setattr(fftconv_cupy.arrays, "unit_stride", _unit_stride)
-        for module in (
-            launch,
-            launch_vjp,
-            fftconv_cupy.launch_windows,
-            fftconv_cupy.launch_windows_vjp,
-            fftconv_cupy.launch_cluster,
-            fftconv_cupy.launch_long,
-            fftconv_cupy.launch_long_vjp,
-            fftconv_cupy.launch_mma,
-        ):
+        for module in (launchers, launch, launch_windows):
             patch.setattr(module, "load_kernel", loader)
-            patch.setattr(module, "_launchers", {})
-        patch.setattr(launch, "_tables", {})
-        patch.setattr(fftconv_cupy.launch_long, "_tables", {})
-        patch.setattr(fftconv_cupy.launch_mma, "_tables", {})
-        patch.setattr(fftconv_cupy.launch_windows, "_state_kernels", {})
-        # Calls remember what computes them on the GPU that is played.
-        patch.setattr(fftconv_cupy.api, "_calls", Remembered())
         cupy.cuda.set_allocator(_allocate)
-        launch.device_limits.cache_clear()
+        device_limits.cache_clear()
         try:
             yield
         finally:
             cupy.cuda.set_allocator(old_allocator)
-            launch.device_limits.cache_clear()
+            device_limits.cache_clear()
