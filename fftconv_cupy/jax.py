@@ -14,7 +14,7 @@ import jax
 from fftconv_cupy import jax_numpy, jax_primitives, jax_states
 from fftconv_cupy.checks import Arguments, resolve
 from fftconv_cupy.jax_depthwise import depthwise_conv1d
-from fftconv_cupy.jax_inputs import abstract_view, equally_varying
+from fftconv_cupy.jax_inputs import abstract_view, as_rows
 from fftconv_cupy.problem import Gradients, Problem, Wanted
 
 __all__ = ["depthwise_conv1d", "fftconv"]
@@ -90,22 +90,14 @@ def fftconv(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _fftconv(problem: Problem, u: Any, k: Any, in_gate: Any, out_gate: Any, skip: Any) -> Any:
+def _fftconv(problem: Problem, *inputs: Any) -> Any:
     """Bring rows to (B, H, points) and convolve."""
-    rows = (problem.batch, problem.channels)
-    inputs = equally_varying(
-        u.reshape(*rows, u.shape[-1]),
-        k,
-        None if in_gate is None else in_gate.reshape(*rows, in_gate.shape[-1]),
-        None if out_gate is None else out_gate.reshape(*rows, out_gate.shape[-1]),
-        skip,
-    )
-    return _convolve(problem, *inputs).reshape(*u.shape[:-1], problem.out_len)
+    return _convolve(problem, *as_rows(problem, inputs)).reshape(*inputs[0].shape[:-1], problem.out_len)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _convolve(problem: Problem, u: Any, k: Any, in_gate: Any, out_gate: Any, skip: Any) -> Any:
-    return jax_primitives.convolve(problem, u, k, in_gate, out_gate, skip)
+def _convolve(problem: Problem, *inputs: Any) -> Any:
+    return jax_primitives.convolve(problem, *inputs)
 
 
 def _convolve_fwd(problem: Problem, *inputs: Any) -> tuple[Any, Any]:

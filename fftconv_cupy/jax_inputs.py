@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax
 from fftconv_cupy.arrays import ArrayView, contiguous_strides
 from fftconv_cupy.errors import InvalidTypeError, message
 from fftconv_cupy.filters import FilterSpectrum
+from fftconv_cupy.problem import Problem, StateGradients
 from fftconv_cupy.readers import ALLOWED_DTYPES, NUMPY_DTYPES
 
 
@@ -31,6 +33,23 @@ def abstract_view(array: Any, name: str, *, is_index: bool = False) -> ArrayView
         allowed = "int32" if is_index else ALLOWED_DTYPES
         raise InvalidTypeError(message(f"{name}.dtype", got=dtype, allowed=allowed, do=do))
     return ArrayView(0, array.shape, contiguous_strides(array.shape), dtype, -1, "jax", None)
+
+
+def as_rows(problem: Problem, inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the arrays of a call as (B, H, points) but for `k` and `skip`, all of them `equally_varying`.
+
+    Args:
+        problem: the problem.
+        inputs: the arguments of the convolution in the order of `StateGradients`, the last of which may be missing;
+            None where one is left out.
+    """
+    rows = (problem.batch, problem.channels)
+    return equally_varying(
+        *(
+            x if x is None or name in ("k", "skip") else x.reshape(*rows, x.shape[-1])
+            for name, x in zip(StateGradients._fields, inputs, strict=False)
+        )
+    )
 
 
 def equally_varying(*inputs: Any) -> tuple[Any, ...]:

@@ -37,16 +37,14 @@ _forward_p = make_primitive("fftconv")
 _backward_p = make_primitive("fftconv_vjp")
 
 
-def convolve(problem: Problem, u: Any, k: Any, in_gate: Any, out_gate: Any, skip: Any) -> Any:
+def convolve(problem: Problem, *inputs: Any) -> Any:
     """Return the convolution; the arguments are those of `jax_numpy.convolve`."""
-    return _forward_p.bind(*present(u, k, in_gate, out_gate, skip), problem=problem)[0]
+    return _forward_p.bind(*present(*inputs), problem=problem)[0]
 
 
-def gradients(
-    problem: Problem, wanted: Wanted, dy: Any, u: Any, k: Any, in_gate: Any, out_gate: Any, skip: Any
-) -> Gradients:
+def gradients(problem: Problem, wanted: Wanted, *inputs: Any) -> Gradients:
     """Return the gradients that are wanted; the arguments are those of `jax_numpy.gradients`."""
-    found = _backward_p.bind(*present(dy, u, k, in_gate, out_gate, skip), problem=problem, wanted=wanted)
+    found = _backward_p.bind(*present(*inputs), problem=problem, wanted=wanted)
     return _wanted(wanted, found)
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fftconv_cupy import jax_primitives, jax_states_numpy, jax_states_primitives
-from fftconv_cupy.jax_inputs import equally_varying
+from fftconv_cupy.jax_inputs import as_rows, equally_varying
 from fftconv_cupy.problem import Problem, StateGradients
 
 
@@ -23,14 +23,8 @@ def convolve(problem: Problem, has_final: bool, *inputs: Any) -> tuple[Any, ...]
         has_final: the final state is asked for.
         *inputs: u, k, in_gate, out_gate, skip and the initial state, which may be None as the gates and skip may.
     """
-    u, *_ = inputs
-    rows = (problem.batch, problem.channels)
-    flat = [
-        x if x is None or name in ("k", "skip") else x.reshape(*rows, x.shape[-1])
-        for name, x in zip(StateGradients._fields, inputs, strict=True)
-    ]
-    results = _convolve(problem, has_final, *equally_varying(*flat))
-    return tuple(x.reshape(*u.shape[:-1], x.shape[-1]) for x in results)
+    results = _convolve(problem, has_final, *as_rows(problem, inputs))
+    return tuple(x.reshape(*inputs[0].shape[:-1], x.shape[-1]) for x in results)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

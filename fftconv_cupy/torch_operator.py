@@ -26,6 +26,7 @@ ARGUMENTS = ("u", "k", "in_gate", "out_gate", "skip")
 
 TENSORS = "Tensor u, Tensor k, Tensor? in_gate, Tensor? out_gate, Tensor? skip"
 OPTIONS = "str mode, SymInt? fft_size, str? precision, str? layout"
+_OPTION_NAMES = ("mode", "fft_size", "precision")  # those of `fftconv` among them; the layout goes with k
 
 library = torch.library.Library("fftconv_cupy", "DEF")
 library.define(f"fftconv({TENSORS}, {OPTIONS}) -> Tensor")
@@ -89,6 +90,13 @@ def filter_of(k: torch.Tensor, layout: str | None) -> Any:
     return FilterSpectrum(**_parsed(layout), device=k.get_device(), data=data, ptr=k.data_ptr(), nbytes=k.nbytes)
 
 
+def named(tensors: Sequence[str], args: Sequence[Any]) -> dict[str, Any]:
+    """Return the arguments of `fftconv` by name for those of an operator, whose tensors have the names `tensors`."""
+    *values, layout = args
+    found = dict(zip((*tensors, *_OPTION_NAMES), values, strict=True))
+    return {**found, "k": filter_of(found["k"], layout)}
+
+
 def compute(
     u: torch.Tensor,
     k: torch.Tensor,
@@ -101,7 +109,10 @@ def compute(
     layout: str | None,
     prepared: FilterSpectrum | None = None,
 ) -> torch.Tensor:
-    """Compute ``fftconv``; `prepared` is what `k` and `layout` stand for, where the caller has it."""
+    """Compute ``fftconv``; `prepared` is what `k` and `layout` stand for, where the caller has it.
+
+    Its arguments are spelled out, not `named`: every eager call comes through here, and names take their time.
+    """
     y: torch.Tensor = fftconv(
         u,
         filter_of(k, layout) if prepared is None else prepared,
@@ -115,42 +126,20 @@ def compute(
     return y
 
 
-def compute_vjp(
-    dy: torch.Tensor,
-    u: torch.Tensor,
-    k: torch.Tensor,
-    in_gate: torch.Tensor | None,
-    out_gate: torch.Tensor | None,
-    skip: torch.Tensor | None,
-    mode: str,
-    fft_size: int | None,
-    precision: str | None,
-    layout: str | None,
-    wrt: Sequence[bool],
-) -> Any:
+def compute_vjp(dy: torch.Tensor, *args: Any) -> Any:
     """Compute ``fftconv_vjp``."""
-    return fftconv_vjp(
-        dy,
-        u,
-        filter_of(k, layout),
-        mode=mode,
-        fft_size=fft_size,
-        in_gate=in_gate,
-        out_gate=out_gate,
-        skip=skip,
-        wrt=names_of(wrt),
-        precision=precision,
-    )
+    *others, wrt = args
+    return fftconv_vjp(dy, **named(ARGUMENTS, others), wrt=names_of(ARGUMENTS, wrt))
 
 
-def names_of(wrt: Sequence[bool]) -> list[str]:
-    """Return the arguments whose gradients are asked for."""
-    return [name for name, is_wanted in zip(ARGUMENTS, wrt, strict=True) if is_wanted]
+def names_of(names: Sequence[str], wrt: Sequence[bool]) -> list[str]:
+    """Return those of some arguments whose gradients are asked for."""
+    return [name for name, is_wanted in zip(names, wrt, strict=True) if is_wanted]
 
 
 def _fake(u: torch.Tensor, k: torch.Tensor, *rest: Any) -> torch.Tensor:
     """Return a tensor of the output's shape; the rules about the arguments are looked at when it is computed."""
-    *_, mode, _fft_size, _precision, layout = rest
+    mode, *_, layout = rest[len(ARGUMENTS) - 2 :]
     points = u.shape[-1]
     if check_mode(mode) == "full":
         points += filter_len_of(k, layout) - 1

@@ -7,7 +7,6 @@ next. Derivatives and `vmap` are in `torch_states_derivatives`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ import torch
 from fftconv_cupy.api import fftconv
 from fftconv_cupy.gradients import fftconv_vjp
 from fftconv_cupy.problem import StateGradients
-from fftconv_cupy.torch_operator import OPTIONS, TENSORS, autocast, filter_len_of, filter_of, library
+from fftconv_cupy.torch_operator import OPTIONS, TENSORS, autocast, filter_len_of, library, named, names_of
 
 ARGUMENTS = StateGradients._fields
 """The tensors of the convolution, in the operators' order."""
@@ -36,64 +35,16 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype is torch.float64 else torch.float32
 
 
-def _compute(
-    u: torch.Tensor,
-    k: torch.Tensor,
-    in_gate: torch.Tensor | None,
-    out_gate: torch.Tensor | None,
-    skip: torch.Tensor | None,
-    initial_state: torch.Tensor | None,
-    mode: str,
-    fft_size: int | None,
-    precision: str | None,
-    layout: str | None,
-    return_final_state: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _compute(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the output, and the final state or, where it is not asked for, a tensor without elements."""
-    result = fftconv(
-        u,
-        filter_of(k, layout),
-        mode=mode,
-        fft_size=fft_size,
-        in_gate=in_gate,
-        out_gate=out_gate,
-        skip=skip,
-        precision=precision,
-        initial_state=initial_state,
-        return_final_state=return_final_state,
-    )
+    u, *_, return_final_state = args
+    result = fftconv(**named(ARGUMENTS, args[:-1]), return_final_state=return_final_state)
     return result if return_final_state else (result, u.new_empty(0, dtype=state_dtype(u.dtype)))
 
 
-def _compute_vjp(
-    dy: torch.Tensor,
-    d_final_state: torch.Tensor | None,
-    u: torch.Tensor,
-    k: torch.Tensor,
-    in_gate: torch.Tensor | None,
-    out_gate: torch.Tensor | None,
-    skip: torch.Tensor | None,
-    initial_state: torch.Tensor | None,
-    mode: str,
-    fft_size: int | None,
-    precision: str | None,
-    layout: str | None,
-    wrt: Sequence[bool],
-) -> StateGradients:
-    found = fftconv_vjp(
-        dy,
-        u,
-        filter_of(k, layout),
-        mode=mode,
-        fft_size=fft_size,
-        in_gate=in_gate,
-        out_gate=out_gate,
-        skip=skip,
-        precision=precision,
-        initial_state=initial_state,
-        d_final_state=d_final_state,
-        wrt=[name for name, is_wanted in zip(ARGUMENTS, wrt, strict=True) if is_wanted],
-    )
+def _compute_vjp(dy: torch.Tensor, d_final_state: torch.Tensor | None, *args: Any) -> StateGradients:
+    *others, wrt = args
+    found = fftconv_vjp(dy, **named(ARGUMENTS, others), d_final_state=d_final_state, wrt=names_of(ARGUMENTS, wrt))
     return StateGradients(*found)  # a call without an initial state has no gradient of it
 
 
