@@ -126,7 +126,9 @@ class Call:
     run: Any = None
 
 
-def resolve(arguments: Arguments, mode: object, fft_size: object, precision: object = None) -> Call:
+def resolve(
+    arguments: Arguments, mode: object, fft_size: object, precision: object = None, intermediate: object = None
+) -> Call:
     """Check a call and return what it computes.
 
     Raises:
@@ -160,6 +162,7 @@ def resolve(arguments: Arguments, mode: object, fft_size: object, precision: obj
         skip=arguments.skip is not None,
         initial_state=has_state,
         precision=precision,
+        intermediate=intermediate,
         dtypes=CPU_DTYPES,
     )
     if isinstance(k, FilterSpectrum) and k.fft_size != problem.fft_size:

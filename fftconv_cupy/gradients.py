@@ -29,6 +29,7 @@ def fftconv_vjp(
     initial_state: Any = None,
     d_final_state: Any = None,
     precision: str | None = None,
+    intermediate: str | None = None,
 ) -> Gradients | StateGradients:
     """Return the gradients of ``sum(dy * fftconv(u, k, ...))`` with respect to the arguments of `fftconv`.
 
@@ -58,6 +59,7 @@ def fftconv_vjp(
         d_final_state: where `fftconv` returned a final state, its gradient, of that shape and dtype: the gradients are
             those of ``sum(dy * y) + sum(d_final_state * final_state)``.
         precision: as for `fftconv`. Gradients are computed in float32 whatever is asked for.
+        intermediate: as for `fftconv`; what lies between the passes of gradients is float32 in any case.
 
     Returns:
         A named tuple of ``u``, ``k``, ``in_gate``, ``out_gate``, ``skip``: for each a new contiguous array of the
@@ -91,7 +93,7 @@ def fftconv_vjp(
         d_final_state=None if d_final_state is None else view(d_final_state, "d_final_state", handle),
         wrt=None if wrt is None else _names(wrt),
     )
-    call = resolved(arguments, mode, fft_size, precision)
+    call = resolved(arguments, mode, fft_size, precision, intermediate)
     device = arguments.u.device
     if stream is not None:
         arrays.check_stream_device(stream, device)

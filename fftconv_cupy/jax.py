@@ -30,6 +30,7 @@ def fftconv(
     out_gate: Any = None,
     skip: Any = None,
     precision: str | None = None,
+    intermediate: str | None = None,
     initial_state: Any = None,
     return_final_state: bool = False,
 ) -> Any:
@@ -59,6 +60,7 @@ def fftconv(
         out_gate: shape of the output, dtype of `u`.
         skip: (H,), float32 or of the dtype of `u`; (1,) for u of shape (L,).
         precision: as there; jax.numpy computes the same with any.
+        intermediate: likewise.
         initial_state: (B, H, K - 1) float32 (float64 where `u` is), with as many axes as `u`: what came before the
             rows, as for `fftconv_cupy.fftconv`. Only in mode "causal".
         return_final_state: also return the state after the rows.
@@ -69,7 +71,7 @@ def fftconv(
 
     Raises:
         InvalidTypeError: an argument is not a JAX array, or has a dtype that is not allowed.
-        InvalidArgumentError: a shape, mode, `fft_size` or `precision` that does not go with the rest. Its subclass
+        InvalidArgumentError: a shape, mode or other option that does not go with the rest. Its subclass
             UnsupportedProblemError: the transform does not fit the GPU.
         MissingDependencyError, UnsupportedDeviceError, CompileError: as for `fftconv_cupy.fftconv`.
 
@@ -82,7 +84,7 @@ def fftconv(
     views = {name: abstract_view(x, name) for name, x in given.items() if x is not None or name in ("u", "k")}
     arguments = Arguments(**views)
     arguments.returns_state = bool(return_final_state)
-    problem = resolve(arguments, mode, fft_size, precision).problem
+    problem = resolve(arguments, mode, fft_size, precision, intermediate).problem
     if initial_state is None and not return_final_state:
         return _fftconv(problem, u, k, in_gate, out_gate, skip)
     y, *states = jax_states.convolve(problem, bool(return_final_state), *given.values())

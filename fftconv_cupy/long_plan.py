@@ -92,7 +92,7 @@ class LongPlan:
         lines = [
             problem_line(self.problem, self.limits),
             f"  FFT size        {self.problem.fft_size} real points",
-            precision_line(self.problem),
+            precision_line(self.problem, self.intermediate),
             f"  transform       {config.points} complex points = {config.rows} rows ({columns}) of "
             f"{config.row.points} ({radices}), linear",
             f"  passes          1 over global memory; columns, rows and columns back through L2, in "
@@ -115,7 +115,6 @@ def make_long_plan(
     is_vector: bool = True,
     is_prepared: bool = False,
     row_points: int | None = None,
-    intermediate: str | None = None,
 ) -> LongPlan:
     """Plan a problem whose transform outgrows a block, or may as well do so.
 
@@ -125,8 +124,6 @@ def make_long_plan(
         is_vector: rows start at even elements and have even lengths, so two elements are accessed at a time.
         is_prepared: the filter's spectrum comes with the call.
         row_points: complex points of a row of the decomposition; None means the best for the GPU.
-        intermediate: dtype of what lies between the passes, "float16" (by a scale for each tile and row) or "float32";
-            None means float16 for 16-bit arrays of an FFT size above 32768: up to that most GPUs need no passes.
 
     Raises:
         UnsupportedProblemError: see `plan.check_sizes`.
@@ -134,7 +131,7 @@ def make_long_plan(
     check_sizes(problem)
     config = long_config(transform_of(problem, can_pair=False)[1], limits, row_points=row_points)
     lags = filter_lags(problem, "linear")
-    intermediate = intermediate or intermediate_of(problem)
+    intermediate = problem.intermediate or intermediate_of(problem)
     is_half = intermediate == "float16"
     variant = long_variant(
         problem, config, lags, is_vector=is_vector, has_taps=not is_prepared, has_half_points=is_half
@@ -190,7 +187,11 @@ def long_variant(
 
 
 def intermediate_of(problem: Problem) -> str:
-    """Return the dtype of what lies between the passes, where the caller does not name one."""
+    """Return the dtype of what lies between the passes, where the caller does not name one.
+
+    That is float16, by a scale for each tile and row, for 16-bit arrays of an FFT size above 32768: up to that most
+    GPUs need no passes.
+    """
     return "float16" if ITEM_BYTES[problem.dtype] == 2 and problem.fft_size > _LONG_FFT_SIZE else "float32"
 
 

@@ -22,7 +22,7 @@ from fftconv_cupy.problem import Problem, Wanted
 from fftconv_cupy.source import KernelSpec
 
 _PHASES = 4  # columns, rows of points, columns back, taps
-_INTERMEDIATE = "float32"
+_INTERMEDIATE = "float32"  # float16 costs the gradient of the filter digits: its error is then 3e-4
 _WORKSPACE_BYTES = 40  # for each complex point, at most, where the limit of all calls is less
 
 
@@ -95,7 +95,7 @@ class LongVjpPlan:
         columns = " x ".join(str(1 << log2) for log2 in config.tile_log2_radices)
         lines = [
             f"gradients {wanted} of {problem_line(self.problem, self.limits)}",
-            precision_line(self.problem),
+            precision_line(self.problem, self.intermediate),
             f"  transforms      of {config.points} complex points = {config.rows} rows ({columns}) of "
             f"{config.row.points} ({radices}), linear",
             f"  passes          1 over global memory; columns, rows and columns back through L2, in "
@@ -125,7 +125,6 @@ def make_long_vjp_plan(
     is_vector: bool = True,
     is_prepared: bool = False,
     row_points: int | None = None,
-    intermediate: str | None = None,
 ) -> LongVjpPlan:
     """Plan the gradients of a problem whose transform outgrows a block, or may as well do so.
 
@@ -136,8 +135,6 @@ def make_long_vjp_plan(
         is_vector: rows start at even elements and have even lengths, so two elements are accessed at a time.
         is_prepared: the filter's spectrum comes with the call.
         row_points: complex points of a row of the decomposition; None means the best for the GPU.
-        intermediate: dtype of what lies between the passes, "float16" (by a scale for each tile and row) or "float32";
-            None means the latter, for float16 costs the gradient of the filter digits: its error is then 3e-4.
 
     Raises:
         UnsupportedProblemError: see `plan.check_sizes`.
@@ -151,7 +148,7 @@ def make_long_vjp_plan(
         has_sum=wanted.k or wanted.skip,
     )
     needs_spectrum = not is_prepared and (gradients.has_in_gradient or gradients.has_out_gradient)
-    intermediate = intermediate or _INTERMEDIATE
+    intermediate = problem.intermediate or _INTERMEDIATE
     is_half = intermediate == "float16"
     variant = long_variant(
         problem, config, lags, is_vector=is_vector, has_taps=needs_spectrum or wanted.k, has_half_points=is_half

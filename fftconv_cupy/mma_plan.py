@@ -22,6 +22,7 @@ from fftconv_cupy.plan import (
     channel_group,
     extras_of,
     filter_lags,
+    intermediate_note,
     problem_line,
     transform_of,
 )
@@ -83,7 +84,8 @@ class MmaPlan:
         lines = [
             problem_line(problem, self.limits),
             f"  FFT size        {problem.fft_size} real points",
-            f"  precision       {self.precision}: tensor cores, 16-bit accumulation and twiddles",
+            f"  precision       {self.precision}: tensor cores, 16-bit accumulation and twiddles"
+            f"{intermediate_note(problem)}",
             f"  transform       {config.points} complex points = {config.radix} x 16 x 16",
             "  passes          1 over global memory, 3 in the block each way, 2 exchanges in all",
             f"  block           {config.threads} threads, {config.rows} row(s), "

@@ -134,11 +134,25 @@ def problem_line(problem: Problem, limits: ArchLimits) -> str:
     )
 
 
-def precision_line(problem: Problem) -> str:
-    """Return the line of a plan in float32 that says so, and that less would have done."""
+def precision_line(problem: Problem, intermediate: str | None = None) -> str:
+    """Return the line of a plan in float32 that says so, and what else was asked for.
+
+    Args:
+        problem: what is computed.
+        intermediate: dtype of what lies between its passes; None where nothing does.
+    """
     asked = problem.precision
     why = f"; {asked!r} would do, but tensor cores would be no faster" if asked in ("high", "medium") else ""
-    return f"  precision       highest: float32 arithmetic{why}"
+    return f"  precision       highest: float32 arithmetic{why}{intermediate_note(problem, intermediate)}"
+
+
+def intermediate_note(problem: Problem, intermediate: str | None = None) -> str:
+    """Return what becomes of an `intermediate` that was asked for, for the end of a line; see `precision_line`."""
+    if problem.intermediate is None:
+        return ""
+    if intermediate is None:
+        return f"; nothing lies between passes that could be {problem.intermediate}"
+    return f"; {intermediate} between the passes, as asked for"
 
 
 def max_points(limits: ArchLimits) -> int:

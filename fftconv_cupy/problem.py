@@ -15,6 +15,7 @@ from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, message
 MODES = ("causal", "full", "same", "circular")
 DTYPES = ("float16", "bfloat16", "float32")
 PRECISIONS = ("highest", "high", "medium")  # each as exact as the next, or more so
+INTERMEDIATES = ("float32",)  # that can be asked for
 CPU_DTYPES = (*DTYPES, "float64")
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -39,6 +40,8 @@ class Problem:
         initial_state: what came before the first point of a row is given.
         precision: the least exact arithmetic that will do on a GPU, one of `PRECISIONS`; None means the fastest whose
             error stays within 1.2 times the rounding of the output.
+        intermediate: dtype of what lies between the passes of rows that a GPU transforms in several, one of
+            `INTERMEDIATES`; None leaves it to the plan.
     """
 
     mode: str
@@ -55,6 +58,7 @@ class Problem:
     skip: bool = False
     initial_state: bool = False
     precision: str | None = "highest"
+    intermediate: str | None = None
     _hash: int = field(init=False, repr=False, compare=False, default=0)
 
     def __post_init__(self) -> None:
@@ -155,11 +159,25 @@ def check_precision(precision: object) -> str | None:
         InvalidTypeError: it is neither None nor a string.
         InvalidArgumentError: it is another string.
     """
-    if precision is None or precision in PRECISIONS:
-        return precision
-    error = InvalidArgumentError if isinstance(precision, str) else InvalidTypeError
-    allowed = ", ".join(map(repr, PRECISIONS))
-    raise error(message("precision", got=repr(precision), allowed=f"None, {allowed}", do="Pass one of these."))
+    return _choice(precision, "precision", PRECISIONS)
+
+
+def check_intermediate(intermediate: object) -> str | None:
+    """Return `intermediate` when it is None or one of `INTERMEDIATES`.
+
+    Raises:
+        InvalidTypeError: it is neither None nor a string.
+        InvalidArgumentError: it is another string.
+    """
+    return _choice(intermediate, "intermediate", INTERMEDIATES)
+
+
+def _choice(value: object, name: str, choices: tuple[str, ...]) -> str | None:
+    if value is None or (isinstance(value, str) and value in choices):
+        return value
+    error = InvalidArgumentError if isinstance(value, str) else InvalidTypeError
+    allowed = ", ".join(map(repr, choices))
+    raise error(message(name, got=repr(value), allowed=f"None, {allowed}", do="Pass one of these."))
 
 
 def check_mode(mode: object) -> str:
@@ -264,6 +282,7 @@ def make_problem(
     skip: bool = False,
     initial_state: bool = False,
     precision: object = "highest",
+    intermediate: object = None,
     dtypes: tuple[str, ...] = DTYPES,
 ) -> Problem:
     """Check every number and return the problem; the arguments are the fields of `Problem`.
@@ -283,11 +302,13 @@ def make_problem(
         skip: with a skip term.
         initial_state: with what came before the first points.
         precision: see `Problem`.
+        intermediate: see `Problem`.
         dtypes: the names that `dtype` and `filter_dtype` may have.
 
     Raises:
         InvalidTypeError: a number that is no int, or a dtype not in `dtypes`.
-        InvalidArgumentError: a number out of range, an unknown mode or precision, an unusable `fft_size`.
+        InvalidArgumentError: a number out of range, an unknown mode, precision or intermediate, an unusable
+            `fft_size`.
     """
     mode = check_mode(mode)
     seqlen = check_int(seqlen, "seqlen", minimum=1)
@@ -307,6 +328,7 @@ def make_problem(
         skip=bool(skip),
         initial_state=bool(initial_state),
         precision=check_precision(precision),
+        intermediate=check_intermediate(intermediate),
     )
 
 

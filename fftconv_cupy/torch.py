@@ -12,7 +12,7 @@ import torch
 from fftconv_cupy import torch_states, torch_states_derivatives  # noqa: F401 - the latter registers them
 from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, message
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.problem import check_int, check_mode, check_precision
+from fftconv_cupy.problem import check_int, check_intermediate, check_mode, check_precision
 from fftconv_cupy.torch_depthwise import (
     FlashDepthWiseConv1d,
     FlashDepthwiseConv1d,
@@ -46,6 +46,7 @@ def fftconv(
     out_gate: torch.Tensor | None = None,
     skip: torch.Tensor | None = None,
     precision: str | None = None,
+    intermediate: str | None = None,
     initial_state: torch.Tensor | None = None,
     return_final_state: bool = False,
 ) -> Any:
@@ -69,6 +70,7 @@ def fftconv(
         out_gate: shape of the output, dtype of `u`.
         skip: (H,), float32 or of the dtype of `u`.
         precision: as for `fftconv_cupy.fftconv`.
+        intermediate: as for `fftconv_cupy.fftconv`.
         initial_state: (B, H, K - 1) float32 (float64 where `u` is), with as many axes as `u`: what came before the
             rows, as for `fftconv_cupy.fftconv`. Only in mode "causal".
         return_final_state: also return the state after the rows.
@@ -90,7 +92,7 @@ def fftconv(
     """
     prepared = k if isinstance(k, FilterSpectrum) else None
     tensors = (u, k if prepared is None else carrier_of(prepared), in_gate, out_gate, skip)
-    options = (mode, fft_size, precision)
+    options = (mode, fft_size, precision, intermediate)
     has_states = initial_state is not None or return_final_state
     if not has_states and is_plain(*tensors):
         known = convolve((*tensors, *options), prepared)
@@ -111,7 +113,7 @@ def _with_states(tensors: tuple[Any, ...], options: tuple[Any, ...], return_fina
 
 def _operands(names: tuple[str, ...], tensors: tuple[Any, ...], options: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the arguments of an operator for those of a call, or refuse what no operator takes."""
-    mode, fft_size, precision, layout = options
+    mode, fft_size, precision, intermediate, layout = options
     for name, tensor in zip(names, tensors, strict=True):
         if not isinstance(tensor, torch.Tensor) and (tensor is not None or name in ("u", "k")):
             _refuse_object(name, tensor, "a torch tensor" + (", or a prepared filter" if name == "k" else ""))
@@ -119,7 +121,7 @@ def _operands(names: tuple[str, ...], tensors: tuple[Any, ...], options: tuple[A
         check_mode(mode)
     if not (fft_size is None or isinstance(fft_size, (int, torch.SymInt))):
         fft_size = check_int(fft_size, "fft_size", minimum=2)
-    return (*tensors, mode, fft_size, check_precision(precision), layout)
+    return (*tensors, mode, fft_size, check_precision(precision), check_intermediate(intermediate), layout)
 
 
 class FlashFFTConv(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
@@ -138,10 +140,11 @@ class FlashFFTConv(torch.nn.Module):  # type: ignore[misc]  # torch is untyped h
         dtype: kept as an attribute; the output has the dtype of the input, whichever that is.
         use_32_butterfly: of no effect.
         precision: as for `fftconv_cupy.fftconv`.
+        intermediate: as for `fftconv_cupy.fftconv`.
 
     Raises:
-        InvalidTypeError: `seqlen` is not an int, `dtype` no dtype, or `precision` no string.
-        InvalidArgumentError: `seqlen` is less than 1, or `precision` is not known.
+        InvalidTypeError: `seqlen` is not an int, `dtype` no dtype, or `precision` or `intermediate` no string.
+        InvalidArgumentError: `seqlen` is less than 1, or `precision` or `intermediate` is not known.
     """
 
     def __init__(
@@ -151,6 +154,7 @@ class FlashFFTConv(torch.nn.Module):  # type: ignore[misc]  # torch is untyped h
         use_32_butterfly: bool = True,
         *,
         precision: str | None = None,
+        intermediate: str | None = None,
     ) -> None:
         super().__init__()
         self.seqlen = check_int(seqlen, "seqlen", minimum=1)
@@ -162,6 +166,7 @@ class FlashFFTConv(torch.nn.Module):  # type: ignore[misc]  # torch is untyped h
         self.dtype = dtype
         self.use_32_butterfly = use_32_butterfly
         self.precision = check_precision(precision)
+        self.intermediate = check_intermediate(intermediate)
 
     def forward(
         self,
@@ -191,6 +196,7 @@ class FlashFFTConv(torch.nn.Module):  # type: ignore[misc]  # torch is untyped h
             "in_gate": _either("in_gate", in_gate, "pregate", pregate),
             "out_gate": _either("out_gate", out_gate, "postgate", postgate),
             "precision": self.precision,
+            "intermediate": self.intermediate,
         }
         for name, tensor in (("u", u), ("k", k)):
             if not isinstance(tensor, torch.Tensor):
@@ -211,8 +217,9 @@ class FlashFFTConv(torch.nn.Module):  # type: ignore[misc]  # torch is untyped h
 
     def extra_repr(self) -> str:
         """Return what the module was made with."""
-        precision = "" if self.precision is None else f", precision={self.precision!r}"
-        return f"{self.seqlen}, dtype={self.dtype}{precision}"
+        asked = {"precision": self.precision, "intermediate": self.intermediate}
+        rest = "".join(f", {name}={value!r}" for name, value in asked.items() if value is not None)
+        return f"{self.seqlen}, dtype={self.dtype}{rest}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         own = {key: value for key, value in state_dict.items() if not key.removeprefix(prefix).startswith(_CONSTANTS)}

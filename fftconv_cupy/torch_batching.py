@@ -18,7 +18,7 @@ from fftconv_cupy.torch_states import state_dtype
 
 _Dims = Sequence["int | None"]
 _Tensors = Sequence["torch.Tensor | None"]
-_LAYOUT = 3  # of the options: mode, fft_size, precision, layout
+_LAYOUT = 4  # of the options: mode, fft_size, precision, intermediate, layout
 
 
 def convolve(call: Callable[..., torch.Tensor], size: int, in_dims: _Dims, *args: Any) -> tuple[torch.Tensor, int]:

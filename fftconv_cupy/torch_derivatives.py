@@ -63,7 +63,7 @@ class _Convolution(_SingleLevelFunction):  # type: ignore[misc]  # torch is unty
 
     @staticmethod
     def forward(ctx: Any, compute: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
-        u, *others, ctx.mode, ctx.fft_size, ctx.precision, ctx.layout = args
+        (u, *others), ctx.options = args[:_COUNT], args[_COUNT:]
         ctx.seqlen = u.shape[-1]
         # The gradient of u alone does not depend on u, which then need not be kept: the filter is often frozen.
         needs_u = any(ctx.needs_input_grad[2 : 1 + _COUNT])
@@ -80,14 +80,14 @@ class _Convolution(_SingleLevelFunction):  # type: ignore[misc]  # torch is unty
                 # Once here rather than twice below, where both would be copied for their last axis.
                 dy = dy if dy.stride(-1) == 1 else dy.contiguous()
                 u = dy[..., : ctx.seqlen]  # of the shape, dtype and device of u, and not read
-            gradients = _gradients(dy, u, *others, *_options(ctx), wrt)
-        return (None, *gradients, *(None for _ in _options(ctx)))
+            gradients = _gradients(dy, u, *others, *ctx.options, wrt)
+        return (None, *gradients, *(None,) * len(ctx.options))
 
     @staticmethod
     @differentiable_below
     def jvp(ctx: Any, _: None, *tangents: Any) -> torch.Tensor | None:
         wrt = [False] * _COUNT
-        return _derivative(None, primals_of(ctx), tangents, _options(ctx), wrt, is_forward=True)[0]
+        return _derivative(None, primals_of(ctx), tangents, ctx.options, wrt, is_forward=True)[0]
 
 
 class _Vjp(_SingleLevelFunction):  # type: ignore[misc]
@@ -95,7 +95,7 @@ class _Vjp(_SingleLevelFunction):  # type: ignore[misc]
 
     @staticmethod
     def forward(ctx: Any, compute: Callable[..., _Tensors], *args: Any) -> _Tensors:
-        *tensors, ctx.mode, ctx.fft_size, ctx.precision, ctx.layout, ctx.wrt = args
+        tensors, (*ctx.options, ctx.wrt) = args[: 1 + _COUNT], args[1 + _COUNT :]
         keep(ctx, tensors, tensors)
         return compute(*args)
 
@@ -107,17 +107,16 @@ class _Vjp(_SingleLevelFunction):  # type: ignore[misc]
         """
         dy, *tensors = ctx.saved_tensors
         needs_dy, *needs = ctx.needs_input_grad[1 : 2 + _COUNT]
-        terms = _derivative(dy, tensors, cotangents, _options(ctx), needs, is_forward=needs_dy)
-        return (None, *terms, *(None for _ in _options(ctx)), None)
+        terms = _derivative(dy, tensors, cotangents, ctx.options, needs, is_forward=needs_dy)
+        return (None, *terms, *(None,) * (len(ctx.options) + 1))
 
     @staticmethod
     @differentiable_below
     def jvp(ctx: Any, _: None, dy_tangent: torch.Tensor | None, *tangents: Any) -> _Tensors:
         dy, *tensors = primals_of(ctx)
-        options = _options(ctx)
-        _first, *terms = _derivative(dy, tensors, tangents, options, ctx.wrt, is_forward=False)
+        _first, *terms = _derivative(dy, tensors, tangents, ctx.options, ctx.wrt, is_forward=False)
         if dy_tangent is not None:
-            terms = list(map(sum_of, terms, vjp_op(dy_tangent, *tensors, *options, ctx.wrt)))
+            terms = list(map(sum_of, terms, vjp_op(dy_tangent, *tensors, *ctx.options, ctx.wrt)))
         return tuple(terms)
 
 
@@ -134,15 +133,11 @@ def primals_of(ctx: Any) -> list[torch.Tensor | None]:
     return [None if tensor is None else forward_ad.unpack_dual(tensor).primal for tensor in ctx.saved_tensors]
 
 
-def _options(ctx: Any) -> tuple[Any, ...]:
-    return ctx.mode, ctx.fft_size, ctx.precision, ctx.layout
-
-
 def _derivative(
     dy: torch.Tensor | None,
     tensors: _Tensors,
     along: _Tensors,
-    options: tuple[Any, ...],
+    options: Sequence[Any],
     wrt: Sequence[bool],
     is_forward: bool,
 ) -> list[torch.Tensor | None]:
@@ -152,7 +147,7 @@ def _derivative(
         dy: as for ``fftconv_vjp``; None where `wrt` asks for nothing.
         tensors: the arguments of the convolution.
         along: their tangents; more entries than arguments are left alone.
-        options: mode, fft_size, precision and layout.
+        options: mode, fft_size, precision, intermediate and layout.
         wrt: the gradients that are to be differentiated.
         is_forward: whether the output is.
 

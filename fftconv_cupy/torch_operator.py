@@ -25,8 +25,13 @@ ARGUMENTS = ("u", "k", "in_gate", "out_gate", "skip")
 """The tensors of the convolution, in the operators' order."""
 
 TENSORS = "Tensor u, Tensor k, Tensor? in_gate, Tensor? out_gate, Tensor? skip"
-OPTIONS = "str mode, SymInt? fft_size, str? precision, str? layout"
-_OPTION_NAMES = ("mode", "fft_size", "precision")  # those of `fftconv` among them; the layout goes with k
+OPTIONS = "str mode, SymInt? fft_size, str? precision, str? intermediate, str? layout"
+_OPTION_NAMES = (
+    "mode",
+    "fft_size",
+    "precision",
+    "intermediate",
+)  # the layout goes with k
 
 library = torch.library.Library("fftconv_cupy", "DEF")
 library.define(f"fftconv({TENSORS}, {OPTIONS}) -> Tensor")
@@ -106,6 +111,7 @@ def compute(
     mode: str,
     fft_size: int | None,
     precision: str | None,
+    intermediate: str | None,
     layout: str | None,
     prepared: FilterSpectrum | None = None,
 ) -> torch.Tensor:
@@ -122,6 +128,7 @@ def compute(
         out_gate=out_gate,
         skip=skip,
         precision=precision,
+        intermediate=intermediate,
     )
     return y
 

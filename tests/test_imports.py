@@ -45,7 +45,7 @@ LAYERS = (
     ("launch_cluster", "launch_long_vjp", "launch_windows_vjp"),
     ("gpu",),
     ("execute",),
-    ("api", "jax_primitives", "jax_states_numpy", "depthwise_execute"),
+    ("ahead", "api", "jax_primitives", "jax_states_numpy", "depthwise_execute"),
     ("gradients", "depthwise", "jax_depthwise_primitives", "jax_states_primitives"),
     ("torch_operator", "torch_eager", "jax_depthwise", "jax_states"),
     ("torch_states", "torch_depthwise_batching", "torch_depthwise_operator", "jax"),

@@ -79,8 +79,6 @@ def test_few_rows_and_many_need_the_same_workspace_from_some_number_on() -> None
 def test_sixteen_bit_rows_have_sixteen_bits_between_the_passes(dtype: str, intermediate: str) -> None:
     problem = _problem(1 << 17, dtype=dtype)
     assert make_long_plan(problem, ARCHS["sm_90"]).intermediate == intermediate
-    asked = make_long_plan(problem, ARCHS["sm_90"], intermediate="float32")
-    assert asked.intermediate == "float32"
     assert f"in {intermediate}" in str(make_long_plan(problem, ARCHS["sm_90"]))
 
 

@@ -34,7 +34,7 @@ def dispatched(monkeypatch):
 @pytest.mark.parametrize("mode", MODES)
 def test_plain_calls_give_what_the_operator_gives_without_it(mode, dispatched):
     tensors = arguments(mode, dtype=torch.float32)
-    y, exact = fftconv(**tensors, mode=mode), forward_op(*tensors.values(), mode, None, None, None)
+    y, exact = fftconv(**tensors, mode=mode), forward_op(*tensors.values(), mode, None, None, None, None)
     assert torch.equal(y, exact)
     for found, expected in zip(
         torch.autograd.grad(y.square().sum(), tuple(tensors.values())),
@@ -79,7 +79,7 @@ def test_modes_and_profilers_see_the_operator(dispatched):
 
 def test_autocast_casts_without_the_dispatcher(dispatched):
     tensors = arguments(dtype=torch.float32)
-    inputs = (*tensors.values(), "causal", None, None, None)
+    inputs = (*tensors.values(), "causal", None, None, None, None)
     results = []
     for call in (lambda: fftconv(**tensors), lambda: forward_op(*inputs)):
         with torch.autocast("cpu", torch.bfloat16):
@@ -110,6 +110,6 @@ def test_tensors_that_the_dispatcher_knows_to_read(dispatched):
     y.backward(torch._neg_view(torch.ones_like(y)))
     assert fftconv(u.to("meta"), k.to("meta")).is_meta
     assert type(fftconv(u.as_subclass(Plain), k)) is type(
-        forward_op(u.as_subclass(Plain), k, *[None] * 3, "causal", None, None, None)
+        forward_op(u.as_subclass(Plain), k, *[None] * 3, "causal", None, None, None, None)
     )
     assert dispatched == ["forward_op", "forward_op", "vjp_op", "forward_op", "forward_op"]

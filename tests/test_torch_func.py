@@ -167,7 +167,7 @@ def test_nested_vmaps_and_a_mapped_hessian():
 @pytest.mark.parametrize("mode", MODES)
 def test_the_operator_itself_can_be_mapped_and_differentiated(mode):
     u, k, *_ = given(mode, shape=(3, 2, 6))
-    loss = lambda u: forward_op(u, k, None, None, None, mode, None, None, None).pow(2).sum()  # noqa: E731
+    loss = lambda u: forward_op(u, k, None, None, None, mode, None, None, None, None).pow(2).sum()  # noqa: E731
     exact = vmap(grad(lambda u: reference(u, k, mode=mode).pow(2).sum()))(u)
     assert close(vmap(grad(loss))(u), exact)
 

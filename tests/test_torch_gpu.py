@@ -84,8 +84,8 @@ def test_prepared_filters_of_torch_and_cupy(dtype):
 @pytest.mark.parametrize("mode", MODES)
 def test_opcheck(mode):
     tensors = list(on_gpu(mode, torch.float32, shape=(2, 3, 9), taps=5).values())
-    torch.library.opcheck(forward_op, (*tensors, mode, None, None, None))
-    dy = forward_op(*tensors, mode, None, None, None).detach().requires_grad_()
+    torch.library.opcheck(forward_op, (*tensors, mode, None, None, None, None))
+    dy = forward_op(*tensors, mode, None, None, None, None).detach().requires_grad_()
     torch.library.opcheck(vjp_op, (dy, *tensors, mode, None, None, None, [True, True, False, True, False]))
 
 

@@ -107,7 +107,7 @@ def test_opcheck(mode, is_bare):
     tensors = list(arguments(mode).values())
     if is_bare:
         tensors[2:] = [None] * 3
-    options = (mode, 16 if mode == "circular" else None, None, None)
+    options = (mode, 16 if mode == "circular" else None, None, None, None)
     torch.library.opcheck(forward_op, (*tensors, *options))
     dy = call(dict(zip(NAMES, tensors, strict=True)), mode=mode).detach().requires_grad_()
     for wrt in ([True, True] + [not is_bare] * 3, [False, True] + [False] * 3):
