@@ -12,12 +12,19 @@ from typing import Any, NoReturn
 
 from fftconv_cupy.arrays import byte_span
 from fftconv_cupy.errors import InvalidArgumentError, InvalidTypeError, message
+from fftconv_cupy.filter_checks import (
+    check_prepared,
+    check_prepared_rows,
+    check_prepared_size,
+    filter_precision,
+    filter_shape,
+    refuse_filter,
+)
 from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.out_checks import check_out_layout
 from fftconv_cupy.problem import (
     CPU_DTYPES,
     DTYPES,
-    PRECISIONS,
     Problem,
     StateGradients,
     Wanted,
@@ -141,11 +148,11 @@ def resolve(
     _check_places(arguments)
     _check_dtypes(arguments)
     batch, channels, seqlen = _rows(u)
-    filter_len, is_shared = _filter_shape(k, u, channels)
+    filter_len, is_shared = filter_shape(k, u, channels)
     if isinstance(k, FilterSpectrum):
-        _check_prepared(k, mode, seqlen)
+        check_prepared(k, mode, seqlen)
         # Gradients take the spectrum of the highest precision, whatever is asked for.
-        precision = _filter_precision(k, "highest" if isinstance(arguments, VjpArguments) else precision, u.dtype)
+        precision = filter_precision(k, "highest" if isinstance(arguments, VjpArguments) else precision, u.dtype)
     has_state = check_states(arguments, mode, filter_len)
     problem = make_problem(
         mode,
@@ -165,11 +172,8 @@ def resolve(
         intermediate=intermediate,
         dtypes=CPU_DTYPES,
     )
-    if isinstance(k, FilterSpectrum) and k.fft_size != problem.fft_size:
-        # A period that is no power of two comes from leaving fft_size out, and cannot be passed.
-        is_default = k.fft_size < 2 or k.fft_size & (k.fft_size - 1)
-        do = "Leave fft_size out here too" if is_default else f"Pass fft_size={k.fft_size} to fftconv too"
-        _refuse_prepared("fft_size", problem.fft_size, k.fft_size, do)
+    if isinstance(k, FilterSpectrum):
+        check_prepared_size(k, problem)
     out_shape = (*u.shape[:-1], problem.out_len)
     state_shape = (*u.shape[:-1], filter_len - 1)
     shapes = {"in_gate": u.shape, "out_gate": out_shape, "skip": (channels,), "out": out_shape, "dy": out_shape}
@@ -181,11 +185,8 @@ def resolve(
         check_out_layout(arguments.out)
     wanted, wants_state = Wanted(), False
     if isinstance(arguments, VjpArguments):
-        if isinstance(k, FilterSpectrum) and k.strategy == "paired":  # gradients are computed row by row
-            got, allowed = f"one for pairs of rows (circular, N = {k.fft_size})", "for gradients on a GPU the taps"
-            raise InvalidArgumentError(
-                message("k (prepared filter)", got=got, allowed=allowed, do="Pass the taps as k.")
-            )
+        if isinstance(k, FilterSpectrum):
+            check_prepared_rows(k)
         given = [name for name, _ in arguments.inputs() if name in StateGradients._fields]
         wanted, wants_state = make_wanted(arguments.wrt, given)
     copied = tuple(name for name, array in arguments.inputs() if array.shape[-1] > 1 and array.strides[-1] != 1)
@@ -224,7 +225,7 @@ def filter_problem(
     if k.device >= 0 and k.dtype == "float64":
         _refuse_float64("k", k.device)
     if len(k.shape) not in (1, 2) or 0 in k.shape:
-        _refuse_filter(k, "(H, K), or (K,) for all channels, none of them 0")
+        refuse_filter(k, "(H, K), or (K,) for all channels, none of them 0")
     is_shared = len(k.shape) == 1
     mode = check_mode(mode)
     if initial_state:
@@ -322,54 +323,6 @@ def _rows(u: ArrayView) -> tuple[int, int, int]:
             )
         )
     return batch, channels, seqlen
-
-
-def _filter_shape(k: ArrayView | FilterSpectrum, u: ArrayView, channels: int) -> tuple[int, bool]:
-    """Return K and whether the filter is shared."""
-    wanted = "(K,)" if len(u.shape) == 1 else f"({channels}, K), or (K,) for all channels"
-    allowed = f"{wanted}, with u of shape {tuple(u.shape)}"
-    if isinstance(k, FilterSpectrum):
-        if not k.shared and (len(u.shape) == 1 or k.channels != channels):
-            _refuse_prepared("H", "no channel axis" if len(u.shape) == 1 else channels, k.channels, f"Pass {allowed}")
-        return k.filter_len, k.shared
-    shape = k.shape
-    is_shared = len(shape) == 1
-    if 0 in shape or not (is_shared or (len(shape) == 2 and len(u.shape) > 1 and shape[0] == channels)):
-        _refuse_filter(k, allowed)
-    return shape[-1], is_shared
-
-
-def _refuse_filter(k: ArrayView, allowed: str) -> NoReturn:
-    do = "Pass at least one tap." if 0 in k.shape else "Reshape or cut k."
-    raise InvalidArgumentError(message("k.shape", got=f"{tuple(k.shape)}", allowed=allowed, do=do))
-
-
-def _check_prepared(k: FilterSpectrum, mode: str, seqlen: int) -> None:
-    if k.mode != mode:
-        _refuse_prepared("mode", repr(mode), repr(k.mode), f"Pass mode={k.mode!r} to fftconv too")
-    if k.seqlen != seqlen:
-        _refuse_prepared("seqlen", seqlen, k.seqlen, f"Pass u with L = {k.seqlen}")
-
-
-def _filter_precision(k: FilterSpectrum, asked: str | None, dtype: str) -> str:
-    """Return the precision of a prepared filter, which is at least what is asked for."""
-    if asked is not None and PRECISIONS.index(asked) < PRECISIONS.index(k.precision):
-        do = f"Leave precision out, or pass {k.precision!r}; gradients take a filter of the highest"
-        _refuse_prepared("precision", repr(asked), repr(k.precision), do)
-    if k.precision != "highest" and dtype not in ("float16", "bfloat16"):
-        _refuse_prepared("u.dtype", dtype, f"float16 or bfloat16 with precision {k.precision!r}", "Convert u")
-    return k.precision
-
-
-def _refuse_prepared(what: str, got: object, prepared: object, do: str) -> NoReturn:
-    raise InvalidArgumentError(
-        message(
-            f"k (prepared filter): {what}",
-            got=got,
-            allowed=f"{prepared}, for which the filter was prepared",
-            do=f"{do}, or prepare the filter for this call.",
-        )
-    )
 
 
 def _refuse_device(name: str, device: int, wanted: int) -> NoReturn:

@@ -23,7 +23,7 @@ LAYERS = (
     ("long_blocks", "mma_blocks", "compile", "devices", "depthwise_kernels", "depthwise_reference"),
     ("cluster_blocks",),
     ("arrays", "filters", "plan", "kernel_matrix", "tables", "numpy_backend", "numeric", "depthwise_steps"),
-    ("out_checks", "state_checks", "launchers"),
+    ("filter_checks", "out_checks", "state_checks", "launchers"),
     (
         "checks",
         "vjp_plan",
