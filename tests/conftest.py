@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import numpy as np
 import pytest
 
 from fftconv_cupy.benchmarks.environment import gpu_count
+
+# What JAX compiles here runs once or twice, on small arrays: without optimisation a test takes a quarter less.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
