@@ -51,12 +51,12 @@ def _cases(seed: str) -> Iterator[Case]:
                 )
 
 
-@pytest.mark.parametrize("case", list(_cases("outputs")), ids=lambda case: case.label)
+@pytest.mark.parametrize("case", list(_cases("outputs"))[::2], ids=lambda case: case.label)
 def test_outputs(case: Case) -> None:
     check(LongCase(case), orders=("random",))
 
 
-@pytest.mark.parametrize("case", list(_cases("gradients"))[::2], ids=lambda case: case.label)
+@pytest.mark.parametrize("case", list(_cases("gradients"))[::4], ids=lambda case: case.label)
 def test_gradients(case: Case) -> None:
     check_vjp(LongCase(case), orders=("random",))
 
@@ -81,14 +81,14 @@ def test_every_number_of_rows(log2_rows: int) -> None:
 def test_no_races(seqlen: int) -> None:
     gates = {"in_gate": True, "out_gate": True, "skip_dtype": "float32"}
     mode = "same" if seqlen > 2 * _HALF else "circular"
-    for points in (2 * _HALF, 16 * _HALF):  # a pass over tiles, and two
+    for points in (2 * _HALF, 16 * _HALF)[:: 1 if seqlen == 2 * _HALF else 2]:  # a pass over tiles, and two
         case = Case(mode, "float32", points // 2 + seqlen, 999, 2, 1, **gates)
         check(LongCase(case), orders=("random",), race_check=True)
         check_vjp(LongCase(case), orders=("random",), race_check=True)
 
 
 @pytest.mark.parametrize("is_shared", [False, True], ids=["own", "shared"])
-@pytest.mark.parametrize("rows_in_l2", [1000, 20, 12, 9, 6, 5, 0])
+@pytest.mark.parametrize("rows_in_l2", [1000, 12, 6, 0])
 def test_slots_are_used_again(rows_in_l2: int, is_shared: bool) -> None:
     for batch, channels in ((5, 4), (1, 9)):
         case = Case("causal", "float32", 4001, 4096, batch, channels, in_gate=True, shared_filter=is_shared)
@@ -170,7 +170,7 @@ def test_sixteen_bits_between_the_phases_lose_no_more_than_the_output(
     assert compare(long_case, y, reference_of(case, inputs)).ok
 
 
-@pytest.mark.parametrize("case", list(_cases("halves"))[::3], ids=lambda case: case.label)
+@pytest.mark.parametrize("case", list(_cases("halves"))[::5], ids=lambda case: case.label)
 def test_outputs_with_sixteen_bits_between_the_phases(case: Case) -> None:
     dtype = "float16" if case.dtype == "float32" else case.dtype
     check(LongCase(replace(case, dtype=dtype, skip_dtype=case.skip_dtype and "float32"), is_half=True))

@@ -23,7 +23,7 @@ from fftconv_cupy.window_vjp_plan import make_window_vjp_plan
 
 # (in_gate, out_gate, skip) as the kernels tell them apart: none, both gates, anything.
 _EXTRAS = ((False, False, None), (True, True, None), (True, False, "float32"), (False, True, None), (True, True, "own"))
-_SMALL = (128, 512, 2048)
+_SMALL = (128, 2048)
 
 
 def case(mode: str, dtype: str, seqlen: int, filter_len: int, extras: int = 0, **changes: object) -> Case:
@@ -67,17 +67,18 @@ def test_gradients_of_all_lengths(points: int, mode: str) -> None:
 
 
 @pytest.mark.parametrize("points", BLOCK_CONFIGS)
-def test_every_size_in_three_orders_of_threads(points: int) -> None:
+def test_every_size_in_several_orders_of_threads(points: int) -> None:
     extras = list(BLOCK_CONFIGS).index(points)
-    check(case("causal", "float16", 4 * points, points // 4, extras, batch=1), points, orders=ORDERS)
-    check_vjp(case("same", "bfloat16", 3 * points, points // 4, extras + 1, batch=1), points, orders=ORDERS)
+    orders = ORDERS if points <= 1024 else ORDERS[1:]
+    check(case("causal", "float16", 4 * points, points // 4, extras, batch=1), points, orders=orders)
+    check_vjp(case("same", "bfloat16", 3 * points, points // 4, extras + 1, batch=1), points, orders=orders)
 
 
-@pytest.mark.parametrize("points", [128, 1024, 4096])
-def test_no_races(points: int) -> None:
+@pytest.mark.parametrize(("points", "order"), [(128, "ascending"), (128, "descending"), (2048, "random")])
+def test_no_races(points: int, order: str) -> None:
     odd = case("circular", "float32", 3 * points + 1, points // 4, 4, batch=1)
-    check(odd, points, orders=ORDERS, race_check=True)
-    check_vjp(odd, points, orders=ORDERS, race_check=True)
+    check(odd, points, orders=(order,), race_check=True)
+    check_vjp(odd, points, orders=(order,), race_check=True)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
