@@ -86,7 +86,7 @@ def test_opcheck(mode):
     tensors = list(on_gpu(mode, torch.float32, shape=(2, 3, 9), taps=5).values())
     torch.library.opcheck(forward_op, (*tensors, mode, None, None, None, None))
     dy = forward_op(*tensors, mode, None, None, None, None).detach().requires_grad_()
-    torch.library.opcheck(vjp_op, (dy, *tensors, mode, None, None, None, [True, True, False, True, False]))
+    torch.library.opcheck(vjp_op, (dy, *tensors, mode, None, None, None, None, [True, True, False, True, False]))
 
 
 def test_second_derivatives():

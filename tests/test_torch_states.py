@@ -91,10 +91,10 @@ def test_parts_have_the_gradients_of_the_whole(dtype):
 def test_opcheck(has_state, has_final):
     *tensors, state = given().values()
     inputs = (*tensors, state if has_state else None)
-    torch.library.opcheck(forward_op, (*inputs, "causal", None, None, None, has_final))
+    torch.library.opcheck(forward_op, (*inputs, "causal", None, None, None, None, has_final))
     dy, d_final = torch.randn(2, 3, 9, dtype=torch.float64, requires_grad=True), torch.randn_like(state)
     wrt = [True, True, False, True, False, has_state]
-    torch.library.opcheck(vjp_op, (dy, d_final if has_final else None, *inputs, "causal", None, None, None, wrt))
+    torch.library.opcheck(vjp_op, (dy, d_final if has_final else None, *inputs, "causal", None, None, None, None, wrt))
 
 
 def test_a_state_alone_is_differentiated():
