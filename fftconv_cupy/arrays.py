@@ -78,7 +78,7 @@ def empty(like: ArrayView, shape: tuple[int, ...], dtype: str, stream: int | Non
     Returns:
         The array, and its view (the view's `dtype` is `dtype`).
     """
-    strides = contiguous_strides(shape)
+    strides = _contiguous[shape]
     device = like.device
     if like.framework == "torch":
         torch = sys.modules["torch"]

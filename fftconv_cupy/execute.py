@@ -239,12 +239,12 @@ def _returned(result: Any, arguments: Arguments, stream: int) -> Any:
 
 def _empty_gradients(call: Call, arguments: VjpArguments, handle: int | None) -> tuple[Gradients, Gradients]:
     """Allocate the gradients that are wanted; return the arrays and their views."""
+    a = arguments
     results: list[Any] = []
     views: list[ArrayView | None] = []
-    for name, is_wanted in zip(Gradients._fields, call.wanted, strict=True):
+    for like, is_wanted in zip((a.u, a.k, a.in_gate, a.out_gate, a.skip), call.wanted, strict=True):
         result = view = None
-        if is_wanted:
-            like = getattr(arguments, name)
+        if is_wanted and isinstance(like, ArrayView):  # which all are that can be wanted
             result, view = arrays.empty(like, like.shape, like.dtype, handle)
         results.append(result)
         views.append(view)

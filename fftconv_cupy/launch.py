@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from fftconv_cupy import arrays
 from fftconv_cupy.archs import ArchLimits
@@ -60,21 +60,65 @@ class Rows:
     known: dict[tuple[int, bool], tuple[_Launcher, tuple[_Step, ...]]] = field(default_factory=dict)
 
 
+class FilterStep(NamedTuple):
+    """A launch of the filter's transform for a group of channels, but for the addresses of the arrays.
+
+    Attributes:
+        kernel: the kernel.
+        grid: its blocks.
+        threads: of a block.
+        twiddles: address of the table.
+        first: the channels before the group, in bytes a stride of one.
+        constants: the arguments of the kernel that follow the stride, in their order.
+    """
+
+    kernel: LoadedKernel
+    grid: tuple[int, int, int]
+    threads: int
+    twiddles: int
+    first: int
+    constants: tuple[float, ...]
+
+    @classmethod
+    def of(
+        cls, kernel: LoadedKernel, made: Plan | VjpPlan | WindowPlan | MmaPlan, twiddles: int, first: int, channels: int
+    ) -> FilterStep:
+        """Return the launch for `channels` channels from `first` on; a shared filter has one row for all."""
+        problem, config, lags = made.problem, made.config, made.lags
+        rows = 1 if problem.shared_filter else channels
+        return cls(
+            kernel,
+            (-(-rows // config.rows), 1, 1),
+            config.threads,
+            twiddles,
+            0 if problem.shared_filter else first * ITEM_BYTES[problem.filter_dtype],
+            (
+                *(rows, problem.filter_len),
+                *(lags.shift, lags.negative_shift, lags.period, lags.positive, lags.negative),
+                1.0 / config.points,
+            ),
+        )
+
+    def launch(self, k: ArrayView, spectrum: int, stream: int) -> None:
+        """Launch it for a filter, (H, K) | (K,), whose spectrum goes to the address `spectrum`."""
+        arguments, strides = _filter, k.strides
+        stride = strides[0] if len(strides) == 2 else 0
+        address = k.ptr + self.first * stride
+        _pack_filter(arguments.params, 0, address, spectrum, self.twiddles, stride, *self.constants)
+        self.kernel.launch(self.grid, self.threads, arguments.params, stream, arguments.address)
+
+
 @dataclass(frozen=True, slots=True)
 class _Step:
     """A launch of the fused kernel on a group of channels, but for the addresses of the arrays.
 
     Attributes:
-        first: the first of the channels.
-        channels: how many there are.
-        has_filter: the filter's kernel is launched before.
+        filter: the launch of the filter's kernel before it, or None.
         offsets: from the addresses of u, in_gate, out_gate, y and skip to the first channel, in bytes.
         constants: the arguments of the kernel that are no addresses, in their order.
     """
 
-    first: int
-    channels: int
-    has_filter: bool
+    filter: FilterStep | None
     offsets: tuple[int, int, int, int, int]
     constants: tuple[float, ...]
 
@@ -153,8 +197,8 @@ def run(
     out_ptr = out_ptr or twiddles  # an address that can be read, and longer than any row, as that of u for in_gate
     is_early = False
     for step in steps:
-        if taps is not None and launcher.filter is not None and step.has_filter:
-            launch_filter(launcher.filter, launcher.plan, taps, twiddles, spectrum, step.first, step.channels, stream)
+        if taps is not None and step.filter is not None:
+            step.filter.launch(taps, spectrum, stream)
             is_early = launcher.can_start_early
         u_at, in_at, out_at, y_at, skip_at = step.offsets
         addresses = (u_ptr + u_at, in_ptr + in_at, out_ptr + out_at, y_ptr + y_at, spectrum, twiddles)
@@ -283,11 +327,10 @@ def _steps(
             1.0 / made.config.points,
             0,
         )
+        kernel = launcher.filter if first == 0 or not problem.shared_filter else None
         steps.append(
             _Step(
-                first,
-                channels,
-                not is_prepared and (first == 0 or not problem.shared_filter),
+                None if kernel is None else FilterStep.of(kernel, made, launcher.twiddles, first, channels),
                 (u_at, in_at, out_at, y_at, first * (4 if rows.skip_is_float else item)),
                 constants,
             )
@@ -305,20 +348,8 @@ def launch_filter(
     channels: int,
     stream: int,
 ) -> None:
-    """Launch the filter's transform for `channels` channels from `first` on; a shared filter has one."""
-    problem, config, lags, arguments = made.problem, made.config, made.lags, _filter
-    rows = 1 if problem.shared_filter else channels
-    stride = k.strides[0] if len(k.strides) == 2 else 0
-    _pack_filter(
-        arguments.params,
-        0,
-        k.ptr + (0 if problem.shared_filter else first * stride * ITEM_BYTES[problem.filter_dtype]),
-        *(spectrum, twiddles, stride, rows, problem.filter_len),
-        *(lags.shift, lags.negative_shift, lags.period, lags.positive, lags.negative),
-        1.0 / config.points,
-    )
-    grid = (-(-rows // config.rows), 1, 1)
-    kernel.launch(grid, config.threads, arguments.params, stream, arguments.address)
+    """Launch the filter's transform for `channels` channels from `first` on: a `FilterStep` that is not kept."""
+    FilterStep.of(kernel, made, twiddles, first, channels).launch(k, spectrum, stream)
 
 
 def lags_of(lags: FilterLags) -> Lags:

@@ -208,14 +208,15 @@ def convolve(args: Sequence[Any], prepared: FilterSpectrum | None) -> torch.Tens
     Returns:
         The output; None where a tensor has no memory to read, with which the dispatcher may know what to do.
     """
-    call: Callable[..., torch.Tensor] = functools.partial(compute, prepared=prepared)
+    call: Callable[..., torch.Tensor] = compute
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(kind := args[0].device.type):
         args = autocast(*args, dtype=torch.get_autocast_dtype(kind))
     try:
         if torch._C.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            call = call if prepared is None else functools.partial(call, prepared=prepared)
             y: torch.Tensor = _Convolution.apply(call, *args, None if prepared is None else layout_of(prepared))
             return y
-        return call(*args, None)
+        return call(*args, None, prepared)
     except InvalidTypeError:
         return None
 

@@ -21,7 +21,7 @@ def is_plain(*tensors: Any) -> bool:
     What would: a compilation, `torch.func`, forward mode, a mode of torch's (fake tensors, counters), a trace, a
     profiler. Autocast is left to the caller.
     """
-    return not torch.compiler.is_compiling() and not _is_seen() and _PLAIN_TYPES.issuperset(map(type, tensors))
+    return _PLAIN_TYPES.issuperset(map(type, tensors)) and not torch.compiler.is_compiling() and not _is_seen()
 
 
 def _is_seen() -> bool:

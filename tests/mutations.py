@@ -282,8 +282,8 @@ KERNEL_MUTATIONS = (
     Mutation(
         "channel stride: of the filter",
         "fftconv_cupy/launch.py",
-        "first * stride * ITEM_BYTES[problem.filter_dtype]",
-        "first * stride * ITEM_BYTES[problem.dtype]",
+        "first * ITEM_BYTES[problem.filter_dtype]",
+        "first * ITEM_BYTES[problem.dtype]",
         _rows("many_channels", "M256-float16-real-gates-tail-groups"),
     ),
     Mutation(
