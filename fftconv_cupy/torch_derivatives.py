@@ -22,7 +22,7 @@ from torch.autograd.function import _SingleLevelFunction
 from fftconv_cupy import torch_batching
 from fftconv_cupy.errors import InvalidTypeError
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.torch_eager import is_plain
+from fftconv_cupy.torch_eager import is_plain, needs_grad
 from fftconv_cupy.torch_operator import (
     ARGUMENTS,
     autocast,
@@ -189,8 +189,8 @@ def autograd_kernel(op: Any, node: Any) -> Callable[..., Any]:
     """Return the kernel that puts `node` above the others of `op`, where a derivative may be asked for."""
 
     def kernel(keyset: Any, *args: Any) -> Any:
-        needs_grad = torch._C.is_grad_enabled() and torch._C._any_requires_grad(*args)
-        if needs_grad or forward_ad._current_level >= 0:
+        is_followed = torch._C.is_grad_enabled() and torch._C._any_requires_grad(*args)
+        if is_followed or forward_ad._current_level >= 0:
             with enable_single_level_autograd_function():
                 return node.apply(functools.partial(_below, op, keyset), *args)
         return _redispatch(op, keyset, *args)
@@ -212,7 +212,7 @@ def convolve(args: Sequence[Any], prepared: FilterSpectrum | None) -> torch.Tens
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(kind := args[0].device.type):
         args = autocast(*args, dtype=torch.get_autocast_dtype(kind))
     try:
-        if torch._C.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        if needs_grad(*args[:_COUNT]):
             call = call if prepared is None else functools.partial(call, prepared=prepared)
             y: torch.Tensor = _Convolution.apply(call, *args, None if prepared is None else layout_of(prepared))
             return y

@@ -12,7 +12,11 @@ import torch
 from torch.autograd import forward_ad
 
 _PLAIN_TYPES = frozenset({torch.Tensor, torch.nn.Parameter, type(None)})
-_C = torch._C
+# Looked up once: the names take as long as the answers.
+_is_compiling, _is_grad_enabled = torch.compiler.is_compiling, torch._C.is_grad_enabled
+_interpreter = torch._C._functorch.peek_interpreter_stack
+_dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+_trace, _has_profiler = torch._C._get_tracing_state, torch._C._autograd._profiler_enabled
 
 
 def is_plain(*tensors: Any) -> bool:
@@ -21,15 +25,25 @@ def is_plain(*tensors: Any) -> bool:
     What would: a compilation, `torch.func`, forward mode, a mode of torch's (fake tensors, counters), a trace, a
     profiler. Autocast is left to the caller.
     """
-    return _PLAIN_TYPES.issuperset(map(type, tensors)) and not torch.compiler.is_compiling() and not _is_seen()
+    return not _is_compiling() and not _is_seen() and _PLAIN_TYPES.issuperset(map(type, tensors))
+
+
+def needs_grad(*tensors: Any) -> bool:
+    """Return whether grad mode is on and one of these tensors, or None, requires grad."""
+    if not _is_grad_enabled():
+        return False
+    for tensor in tensors:  # noqa: SIM110  # any() takes longer, and torch's own question to its dispatcher too
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False
 
 
 def _is_seen() -> bool:
     return (
-        _C._functorch.peek_interpreter_stack() is not None
+        _interpreter() is not None
         or forward_ad._current_level >= 0
-        or _C._len_torch_dispatch_stack() > 0
-        or _C._len_torch_function_stack() > 0
-        or _C._get_tracing_state() is not None
-        or _C._autograd._profiler_enabled()
+        or _dispatch_modes() > 0
+        or _function_modes() > 0
+        or _trace() is not None
+        or _has_profiler()
     )
