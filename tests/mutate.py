@@ -1,6 +1,6 @@
 """Plants faults, one at a time, in a copy of the library: which test of the kernels finds each?
 
-The faults are those of ``mutations.py`` and ``vjp_mutations.py``.
+The faults are those of ``mutations.py`` and of the files beside it whose names end so.
 
 ``python tests/mutate.py [NAME ...]`` prints a table and exits with 1 where a fault survives. The table of all faults is
 kept in ``mutation_results.txt``.
@@ -17,11 +17,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from cluster_mutations import CLUSTER_MUTATIONS
 from depthwise_mutations import DEPTHWISE_MUTATIONS
 from mutations import KERNEL_MUTATIONS, Mutation
 from vjp_mutations import VJP_MUTATIONS
 
-MUTATIONS = (*KERNEL_MUTATIONS, *VJP_MUTATIONS, *DEPTHWISE_MUTATIONS)
+MUTATIONS = (*KERNEL_MUTATIONS, *CLUSTER_MUTATIONS, *VJP_MUTATIONS, *DEPTHWISE_MUTATIONS)
 ROOT = Path(__file__).resolve().parent.parent
 # Folder in the repository: folder in the package, as pyproject.toml maps them.
 FOLDERS = {

@@ -51,10 +51,6 @@ class Mutation:
         return text.replace(self.old, self.new)
 
 
-def _cluster(name: str) -> tuple[str, ...]:
-    return (f"tests/test_cluster_kernels.py::{name}[4-1024]",)
-
-
 def _kernel(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_kernels.py::test_kernel[{name}]" for name in names)
 
@@ -378,40 +374,5 @@ KERNEL_MUTATIONS = (
         "      next -= jobs;\n",
         "      next = 0;\n",
         ("tests/test_kernels.py::test_prefetching_blocks_take_several_rows[M16384-float16-real-gates-prefetch]",),
-    ),
-    Mutation(
-        "spectrum order: points of another rank",
-        "kernels/slices.cuh",
-        "s_places + rank * kPitch;",
-        "s_places;",
-        _cluster("test_every_order_of_threads_gives_the_same_bits"),
-    ),
-    Mutation(
-        "twiddle: powers of another node",
-        "kernels/node_io.cuh",
-        "kTurn * bit_reverse(rank.value, log2_of(kRanks));",
-        "kTurn * rank.value;",
-        _cluster("test_every_order_of_threads_gives_the_same_bits"),
-    ),
-    Mutation(
-        "barrier: a place that is still read",
-        "kernels/slices.cuh",
-        "    mbarrier_wait(s_ready, parity);\n",
-        "",
-        _cluster("test_no_races"),
-    ),
-    Mutation(
-        "spectrum order: rows of the filter's transform",
-        "kernels/fftconv_cluster.cu",
-        "thread / Layout::kThreads * (Layout::kEpt / 2 * Layout::kThreads) + thread % Layout::kThreads;",
-        "thread;",
-        _cluster("test_every_order_of_threads_gives_the_same_bits"),
-    ),
-    Mutation(
-        "channel stride: of a cluster's channel group",
-        "fftconv_cupy/launch_cluster.py",
-        "pointer and pointer + first * stride * item for",
-        "pointer and pointer for",
-        ("tests/test_cluster_kernels.py::test_groups_of_channels[own]",),
     ),
 )
