@@ -26,7 +26,7 @@ from cuda.pathfinder import find_nvidia_header_directory
 _HERE = Path(__file__).parent
 _HEADER = _HERE / "cuda_host.h"
 _RUNTIME = ("runtime.cpp", "warp.cpp", "cluster.cpp", "mbarrier.cpp", "race.cpp")
-_RUNTIME_HEADERS = ("cuda_host.h", "runtime.h", "stubs/crt/host_defines.h", "stubs/nv/target")
+_RUNTIME_HEADERS = ("cuda_host.h", "fiber_switch.h", "runtime.h", "stubs/crt/host_defines.h", "stubs/nv/target")
 
 # CUDA code reads memory through pointers of other types; multiply and add are fused only where the source says fmaf.
 _FLAGS = ("-std=c++17", "-fPIC", "-g0", "-w", "-fno-strict-aliasing", "-ffp-contract=off", "-fno-math-errno")
