@@ -82,7 +82,7 @@ class Bound:
             launcher.scale,
         )
         launcher.forward.launch(
-            launcher.plan.grid,
+            launcher.plan.grid_of(channels),
             launcher.plan.config.threads,
             arguments.params,
             self.stream,

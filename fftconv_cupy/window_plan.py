@@ -7,7 +7,7 @@ is, in one pass over memory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NoReturn
 
@@ -111,6 +111,15 @@ class WindowPlan:
     launches: int
     workspace_bytes: int
     reasons: tuple[str, ...]
+
+    def grid_of(self, channels: int) -> tuple[int, int, int]:
+        """Return the blocks for so many channels."""
+        return self.grid[0], min(channels, GRID_YZ), -(-channels // GRID_YZ)
+
+    def in_groups(self, channels: int) -> WindowPlan:
+        """Return the plan of a prepared filter in groups of so many channels, a launch each."""
+        groups = -(-self.problem.channels // channels)
+        return replace(self, grid=self.grid_of(channels), channel_group=channels, launches=groups)
 
     @property
     def strategy(self) -> str:

@@ -33,7 +33,8 @@ class WindowVjpPlan:
         cut: how rows are cut for all gradients but that of the output gate: windows keep inputs. None as `backward`.
         backward: the kernels of these, as of a plan of whole rows; None where none of them is wanted.
         forward: what computes the gradient of the output gate: a convolution with dy in the place of the gate. None
-            where it is not wanted.
+            where it is not wanted. It is one of its own, for windows that keep inputs hold other points than those
+            that keep outputs; beside other gradients it takes their groups of channels and their spectrum.
         workspace_bytes: device memory that a call takes beside its outputs.
         launches: kernels launched by a call.
     """
@@ -76,7 +77,8 @@ class WindowVjpPlan:
                 f"{made.chunks.chunk_steps} window(s) a slot",
             ]
         if self.forward is not None:
-            lines += ["  dout_gate       as a convolution, with dy in the place of the gate:"]
+            given = "" if self.backward is None else " and the others' spectrum for a prepared filter"
+            lines += [f"  dout_gate       as a convolution, with dy in the place of the gate{given}:"]
             lines += [f"  {line}" for line in str(self.forward).splitlines()[1:]]
         return "\n".join(lines)
 
@@ -110,9 +112,10 @@ def make_window_vjp_plan(
             problem, wanted, limits, is_vector=is_vector, is_prepared=is_prepared, wants_state=wants_state
         )
     if wanted.out_gate:
-        # Where there are other gradients, in their groups of channels with their spectrum.
         is_given = is_prepared or backward is not None
         forward = make_window_plan(problem, limits, is_vector=is_vector, is_prepared=is_given)
+        if backward is not None:
+            forward = forward.in_groups(backward.channel_group)
     return WindowVjpPlan(
         problem=problem,
         wanted=wanted,
@@ -120,7 +123,7 @@ def make_window_vjp_plan(
         backward=backward,
         forward=forward,
         workspace_bytes=sum(made.workspace_bytes for made in (backward, forward) if made),
-        launches=_launches(problem, backward, forward),
+        launches=sum(made.launches for made in (backward, forward) if made),
     )
 
 
@@ -201,10 +204,3 @@ def make_backward_plan(
         launches=launches_of(problem, wanted, variant, -(-problem.channels // group), has_reduce, needs_spectrum),
         reasons=(),
     )
-
-
-def _launches(problem: Problem, backward: VjpPlan | None, forward: WindowPlan | None) -> int:
-    if backward is None:
-        return forward.launches if forward is not None else 0
-    groups = -(-problem.channels // backward.channel_group)
-    return backward.launches + (0 if forward is None else groups)

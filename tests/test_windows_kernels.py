@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from host_runtime.harness import ORDERS
+from host_runtime.harness import ORDERS, HostLoadedKernel
 from kernel_cases import LAYOUTS
 from windows_cases import check, check_vjp, run, run_vjp, windows_gpu
 
@@ -144,7 +145,17 @@ def test_groups_of_channels(shared: bool, monkeypatch: pytest.MonkeyPatch) -> No
         assert made is not None
         assert made.channel_group < 5
     check(grouped, 128)
+    channels, launch = [], HostLoadedKernel.launch
+
+    def record(kernel: HostLoadedKernel, grid: tuple[int, int, int], *args: Any, **options: Any) -> None:
+        if kernel.kernel.spec.entry == "fftconv_windows":  # the gradient of the output gate
+            channels.append(grid[1] * grid[2])
+        launch(kernel, grid, *args, **options)
+
+    monkeypatch.setattr(HostLoadedKernel, "launch", record)
     check_vjp(grouped, 128)
+    assert len(channels) == -(-5 // made.channel_group)
+    assert sum(channels) == 5  # no block for a channel of another group
 
 
 def test_equal_calls_give_equal_bits() -> None:

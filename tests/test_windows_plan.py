@@ -115,6 +115,22 @@ def test_the_workspace_is_limited_by_groups_of_channels() -> None:
     assert make_window_plan(problem("causal", 1 << 20, 16384, channels=5000), SM_90, is_prepared=True).launches == 1
 
 
+def test_the_gradient_of_the_output_gate_takes_the_groups_of_the_others() -> None:
+    convolution = problem("causal", 1 << 17, 100, channels=32768, out_gate=True)
+    made = make_window_vjp_plan(convolution, Wanted(u=True, k=True, out_gate=True), SM_90)
+    assert made.backward is not None
+    assert made.forward is not None
+    groups = -(-32768 // made.backward.channel_group)
+    assert groups > 1
+    assert (made.forward.channel_group, made.forward.launches) == (made.backward.channel_group, groups)
+    assert made.forward.grid[1:] == (made.backward.channel_group, 1)
+    assert made.launches == made.backward.launches + groups
+    assert f"launches        {groups} (filter prepared)" in str(made)
+    assert "and the others' spectrum for a prepared filter:" in str(made)
+    alone = make_window_vjp_plan(convolution, Wanted(out_gate=True), SM_90)
+    assert "dy in the place of the gate:\n" in str(alone)
+
+
 def test_the_plan_says_why() -> None:
     said = str(plan(2, 768, 1 << 20, 128, in_gate=True, out_gate=True, arch="sm_90"))
     for words in ("windows", "imaginary part", "1 over global memory", "a filter of 128 taps", "ps a point"):
