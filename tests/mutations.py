@@ -189,7 +189,7 @@ KERNEL_MUTATIONS = (
         "kernels/fftconv_fwd.cu",
         "(norm2 > 1.f / kLargest && norm2 < kLargest)",
         "!(norm2 < 1.f / kLargest)",
-        _rows("a_value_that_is_not_finite_stays_in_its_row", "M128-float16-paired-any-whole"),
+        _rows("a_value_that_is_not_finite_stays_in_its_row", "M256-float16-paired-none-tail"),
     ),
     Mutation(
         "pairing: no split of what is out of range",
@@ -210,7 +210,7 @@ KERNEL_MUTATIONS = (
         "kernels/fftconv_fwd.cu",
         "? __any_sync(0xffffffffu, condition) : condition;",
         "? condition : condition;",
-        _rows("a_value_that_is_not_finite_stays_in_its_row", "M128-float16-paired-any-whole"),
+        _rows("a_value_that_is_not_finite_stays_in_its_row", "M256-float16-paired-none-tail"),
     ),
     Mutation(
         "gate: of the input",
@@ -273,14 +273,14 @@ KERNEL_MUTATIONS = (
         "fftconv_cupy/launch.py",
         "(first * stride * item for stride in rows.strides[1::2])",
         "(first * problem.seqlen * item for stride in rows.strides[1::2])",
-        _rows("many_channels", "M256-float16-real-gates-tail-groups"),
+        _rows("many_channels", "M256-bfloat16-real-any-whole-groups"),
     ),
     Mutation(
         "channel stride: of the filter",
         "fftconv_cupy/launch.py",
         "first * ITEM_BYTES[problem.filter_dtype]",
         "first * ITEM_BYTES[problem.dtype]",
-        _rows("many_channels", "M256-float16-real-gates-tail-groups"),
+        _rows("many_channels", "M256-bfloat16-real-any-whole-groups"),
     ),
     Mutation(
         "filter wrap",
@@ -294,7 +294,7 @@ KERNEL_MUTATIONS = (
         "kernels/fftconv_filter.cu",
         "index < filter_len; index += period)",
         "index < filter_len - period; index += period)",
-        _kernel("M256-float16-paired-none-tail"),
+        _kernel("M128-float16-paired-any-whole"),
     ),
     Mutation(
         "filter wrap: shift of mode same",
@@ -359,14 +359,14 @@ KERNEL_MUTATIONS = (
         "kernels/fftconv_fwd.cu",
         "static_cast<long long>(blockIdx.z) * gridDim.y;",
         "static_cast<long long>(blockIdx.z);",
-        _rows("many_channels", "M256-float16-real-gates-tail-grid"),
+        _rows("many_channels", "M256-bfloat16-real-any-whole-grid"),
     ),
     Mutation(
         "shared filter",
         "fftconv_cupy/launch.py",
         "0 if problem.shared_filter else made.config.points // 2,",
         "made.config.points // 2,",
-        _rows("many_channels", "M256-float16-real-gates-tail-groups"),
+        _rows("many_channels", "M256-bfloat16-real-any-whole-groups"),
     ),
     Mutation(
         "prefetch: the next channel",
