@@ -51,7 +51,7 @@ def _cases(seed: str) -> Iterator[Case]:
                 )
 
 
-@pytest.mark.parametrize("case", list(_cases("outputs"))[::2], ids=lambda case: case.label)
+@pytest.mark.parametrize("case", list(_cases("outputs"))[::4], ids=lambda case: case.label)
 def test_outputs(case: Case) -> None:
     check(LongCase(case), orders=("random",))
 
@@ -68,7 +68,7 @@ def test_every_order_of_threads_gives_the_same_bits(row_points: int) -> None:
     assert check_vjp(LongCase(case, row_points)).config.row.points == row_points
 
 
-@pytest.mark.parametrize("log2_rows", range(1, 9))
+@pytest.mark.parametrize("log2_rows", [1, 2, 5, 6, 8])
 def test_every_number_of_rows(log2_rows: int) -> None:
     points = ROWS[0] << log2_rows
     case = Case("causal", "float32", points - 1, points // 3, 1, 1)
@@ -81,10 +81,10 @@ def test_every_number_of_rows(log2_rows: int) -> None:
 def test_no_races(seqlen: int) -> None:
     gates = {"in_gate": True, "out_gate": True, "skip_dtype": "float32"}
     mode = "same" if seqlen > 2 * _HALF else "circular"
-    for points in (2 * _HALF, 16 * _HALF)[:: 1 if seqlen == 2 * _HALF else 2]:  # a pass over tiles, and two
-        case = Case(mode, "float32", points // 2 + seqlen, 999, 2, 1, **gates)
-        check(LongCase(case), orders=("random",), race_check=True)
-        check_vjp(LongCase(case), orders=("random",), race_check=True)
+    points = (16 if seqlen == 2 * _HALF else 2) * _HALF  # two passes over tiles, or one
+    case = Case(mode, "float32", points // 2 + seqlen, 999, 2, 1, **gates)
+    check(LongCase(case), orders=("random",), race_check=True)
+    check_vjp(LongCase(case), orders=("random",), race_check=True)
 
 
 @pytest.mark.parametrize("is_shared", [False, True], ids=["own", "shared"])

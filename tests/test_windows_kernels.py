@@ -48,10 +48,16 @@ def lengths(points: int) -> list[tuple[int, int]]:
     ]
 
 
+def some_lengths(points: int, mode: str) -> list[tuple[int, tuple[int, int]]]:
+    """Return the lengths and their numbers: of the smallest size all, of others a third, another one for each mode."""
+    numbered = list(enumerate(lengths(points)))
+    return numbered if points == _SMALL[0] else numbered[MODES.index(mode) % 3 :: 3]
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("points", _SMALL)
 def test_outputs_of_all_lengths(points: int, mode: str) -> None:
-    for number, (seqlen, filter_len) in enumerate(lengths(points)):
+    for number, (seqlen, filter_len) in some_lengths(points, mode):
         if mode != "circular" or filter_len <= seqlen:
             dtype = DTYPES[(number + MODES.index(mode)) % 3]
             check(case(mode, dtype, seqlen, filter_len, number + points), points)
@@ -60,7 +66,7 @@ def test_outputs_of_all_lengths(points: int, mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("points", _SMALL)
 def test_gradients_of_all_lengths(points: int, mode: str) -> None:
-    for number, (seqlen, filter_len) in enumerate(lengths(points)):
+    for number, (seqlen, filter_len) in some_lengths(points, mode):
         if mode != "circular" or filter_len <= seqlen:
             dtype = DTYPES[(number + MODES.index(mode)) % 3]
             shared = number % 3 == 1
@@ -75,7 +81,7 @@ def test_every_size_in_several_orders_of_threads(points: int) -> None:
     check_vjp(case("same", "bfloat16", 3 * points, points // 4, extras + 1, batch=1), points, orders=orders)
 
 
-@pytest.mark.parametrize(("points", "order"), [(128, "ascending"), (128, "descending"), (2048, "random")])
+@pytest.mark.parametrize(("points", "order"), [(128, "descending"), (2048, "random")])
 def test_no_races(points: int, order: str) -> None:
     odd = case("circular", "float32", 3 * points + 1, points // 4, 4, batch=1)
     check(odd, points, orders=(order,), race_check=True)
