@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.benchmarks.ranges import RANGES
+from fftconv_cupy.cluster_vjp_plan import ClusterVjpPlan
 from fftconv_cupy.errors import UnsupportedProblemError
 from fftconv_cupy.long_vjp_plan import LongVjpPlan
 from fftconv_cupy.plans import AnyPlan, plan_call
@@ -217,13 +218,16 @@ def planned(case: Case, limits: ArchLimits, wanted: Wanted | None = None, *, has
 def gradient_transform(case: Case, limits: ArchLimits) -> tuple[str, int] | None:
     """Return how the GPU computes gradients of a case, and in how many complex points; None: it cannot.
 
-    How is "block" (rows that fit one), "long" (rows that outgrow it) or "windows" (of rows).
+    How is "block" (rows that fit one), "cluster" (rows that several share), "long" (rows that outgrow these) or
+    "windows" (of rows).
     """
     plan = planned(case, limits, case.wanted)
     if plan is None:
         return None
     if isinstance(plan, WindowVjpPlan):
         return "windows", (plan.backward or plan.forward).config.points  # type: ignore[union-attr]  # one is there
+    if isinstance(plan, ClusterVjpPlan):
+        return "cluster", plan.config.points
     return "long" if isinstance(plan, LongVjpPlan) else "block", plan.config.points
 
 

@@ -8,6 +8,7 @@ from fftconv_cupy.errors import UnsupportedDeviceError, message
 
 OLDEST_CAPABILITY = 75  # compute capability 7.5, Turing
 BULK_COPY_CAPABILITY = 90  # 9.0, Hopper
+_CLUSTERED_SHARE = 15 / 16  # of the multiprocessors, those that hold whole clusters of more than two blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,14 @@ class ArchLimits:
     def has_clusters(self) -> bool:
         """Blocks of a cluster reach each other's shared memory; the GPUs that can also have bulk copies."""
         return self.has_bulk_copy
+
+    def at_a_time(self, blocks: int, cluster_blocks: int) -> int:
+        """Return the clusters of so many blocks that run at a time where a multiprocessor holds `blocks`.
+
+        The parts of a GPU that a cluster must lie in have even numbers of multiprocessors, some fewer than others.
+        """
+        share = _CLUSTERED_SHARE if cluster_blocks > 2 else 1.0
+        return max(1, int(self.multiprocessors * share) * blocks // cluster_blocks)
 
 
 # CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability": maximum amount of

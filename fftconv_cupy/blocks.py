@@ -51,7 +51,7 @@ class BlockConfig:
         backward_prefetch: that kernel has rows brought into L2 ahead of their loads: see `has_prefetch`.
         has_register_sums: that sum is held in registers; else in L2.
         chunk_steps: times that a block fills its batch slots before it leaves the sum, at most.
-        cluster_blocks: blocks that share a row, each with one of the nodes of its first pass (kernels/cluster.cuh).
+        cluster_blocks: blocks that share a row, each with one of the nodes of its first pass (kernels/slices.cuh).
         backward_cluster: how a cluster computes a sum that is too long for the registers of one block, if it can.
     """
 
@@ -89,9 +89,9 @@ class BlockConfig:
         return self.rows * (self.points + 2 * self.row_threads) * COMPLEX_BYTES // self.cluster_blocks
 
     @property
-    def peer_bytes(self) -> int:
-        """Shared memory for what the other block of a cluster sends: two buffers of a float a point, two barriers."""
-        return (2 * self.threads * 4 << self.log2_ept) + _BARRIER_BYTES if self.cluster_blocks > 1 else 0
+    def barrier_bytes(self) -> int:
+        """Shared memory of the barriers of a cluster's block: two a warp."""
+        return self.threads // 32 * _BARRIER_BYTES if self.cluster_blocks > 1 else 0
 
 
 # Chosen by timing on an H100 and an H200 (sm_90). Forward, 512 threads a multiprocessor with 128 registers each win at
@@ -125,7 +125,9 @@ BLOCK_CONFIGS = {
             backward_blocks=1,
             has_register_sums=False,
             chunk_steps=2,
-            backward_cluster=BlockConfig(16384, (1, 4, 4, 5), log2_ept=5, rows=1, min_blocks=1, cluster_blocks=2),
+            backward_cluster=BlockConfig(
+                16384, (1, 4, 4, 5), log2_ept=5, rows=1, min_blocks=1, backward_prefetch=True, cluster_blocks=2
+            ),
         ),
     )
 }
@@ -207,7 +209,7 @@ class BackwardVariant:
     def shared_bytes(self, config: BlockConfig) -> int:
         """Return the dynamic shared memory of a block."""
         stash_bytes = self.stash_quads * config.threads * QUAD_BYTES if self.has_sum else 0
-        return config.exchange_bytes + config.peer_bytes + stash_bytes
+        return config.exchange_bytes + config.barrier_bytes + stash_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,18 +274,15 @@ def windows_spec(config: BlockConfig, dtype: str, extras: str, *, is_vector: boo
     return KernelSpec("fftconv_windows", real_points(config, is_paired=False), defines)
 
 
-def backward_config(config: BlockConfig, limits: ArchLimits, *, is_complex: bool, has_sum: bool) -> BlockConfig:
-    """Return the configuration of the backward kernel: of a cluster where it helps to hold a sum.
-
-    A cluster's blocks read all of a row and exchange only real parts, so its rows have no imaginary ones.
-    """
+def backward_config(config: BlockConfig, limits: ArchLimits, *, has_sum: bool) -> BlockConfig:
+    """Return the configuration of the backward kernel: of a cluster where it helps to hold a sum."""
     cluster = config.backward_cluster
-    return config if cluster is None or is_complex or not has_sum or not limits.has_clusters else cluster
+    return config if cluster is None or not has_sum or not limits.has_clusters else cluster
 
 
 def stash_quads(config: BlockConfig, limits: ArchLimits) -> int:
     """Return the pairs of points a thread whose spectrum fits beside the other buffers of a multiprocessor."""
-    buffers = config.exchange_bytes + config.peer_bytes
+    buffers = config.exchange_bytes + config.barrier_bytes
     per_block = buffers + SYSTEM_BYTES
     blocks = max(1, min(config.backward_blocks, limits.multiprocessor_shared_bytes // per_block))
     share = min(limits.multiprocessor_shared_bytes // blocks - SYSTEM_BYTES, limits.block_shared_bytes)
@@ -291,18 +290,13 @@ def stash_quads(config: BlockConfig, limits: ArchLimits) -> int:
 
 
 def resident_blocks(config: BlockConfig, variant: BackwardVariant, limits: ArchLimits) -> int:
-    """Return the blocks, or clusters of them, of the backward kernel that the GPU holds at a time.
-
-    Of clusters of two that is half: the multiprocessors of each part of a GPU that a cluster must lie in are even in
-    number. Where there are fewer, some wait for others to end.
-    """
+    """Return the blocks, or clusters of them, of the backward kernel that the GPU holds at a time."""
     fitting = limits.multiprocessor_shared_bytes // (variant.shared_bytes(config) + SYSTEM_BYTES)
-    blocks = limits.multiprocessors * max(1, min(variant.min_blocks(config), fitting))
-    return max(1, blocks // config.cluster_blocks)
+    return limits.at_a_time(max(1, min(variant.min_blocks(config), fitting)), config.cluster_blocks)
 
 
-def backward_spec(config: BlockConfig, variant: BackwardVariant) -> KernelSpec:
-    """Return the backward kernel of a block configuration and variant."""
+def backward_spec(config: BlockConfig, variant: BackwardVariant, spectrum_threads: int) -> KernelSpec:
+    """Return the backward kernel; `spectrum_threads` share a row of the filter's spectrum, and of sums."""
     defines = (
         *_layout_defines(config, is_paired=False, min_blocks=variant.min_blocks(config)),
         ("FFTCONV_IO_T", CUDA_TYPES[variant.dtype]),
@@ -315,6 +309,7 @@ def backward_spec(config: BlockConfig, variant: BackwardVariant) -> KernelSpec:
         ("FFTCONV_HAS_SUM", str(int(variant.has_sum))),
         ("FFTCONV_IS_SUM_IN_REGISTERS", str(int(config.has_register_sums))),
         ("FFTCONV_CLUSTER_BLOCKS", str(config.cluster_blocks)),
+        ("FFTCONV_SPECTRUM_THREADS", str(spectrum_threads)),
         ("FFTCONV_HAS_PREFETCH", str(int(variant.has_prefetch(config)))),
         ("FFTCONV_STASH_QUADS", str(variant.stash_quads)),
         ("FFTCONV_SHARED_BYTES", str(variant.shared_bytes(config))),

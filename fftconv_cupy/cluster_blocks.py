@@ -5,12 +5,10 @@ from __future__ import annotations
 import ctypes
 
 from fftconv_cupy.archs import ArchLimits
-from fftconv_cupy.blocks import CUDA_TYPES, EXTRAS, SYSTEM_BYTES, BlockConfig, ForwardVariant
+from fftconv_cupy.blocks import CUDA_TYPES, EXTRAS, SYSTEM_BYTES, BlockConfig, ForwardVariant, stash_quads
 from fftconv_cupy.long_blocks import LongConfig
 from fftconv_cupy.params import FwdParams
 from fftconv_cupy.source import KernelSpec
-
-_WARP_BARRIER_BYTES = 16  # two mbarriers
 
 # The first radix is the number of blocks; the second one is 16, as kernels/slices.cuh wants it.
 CLUSTER_CONFIGS = {
@@ -21,6 +19,25 @@ CLUSTER_CONFIGS = {
         BlockConfig(131072, (3, 4, 5, 5), log2_ept=5, rows=1, min_blocks=1, cluster_blocks=8),
     )
 }
+
+
+# Of gradients: rows whose sums the registers of a cluster hold.
+GRADIENT_CLUSTERS = {
+    config.points: config
+    for config in (
+        BlockConfig(32768, (2, 4, 4, 5), log2_ept=5, rows=1, min_blocks=1, backward_prefetch=True, cluster_blocks=4),
+        BlockConfig(65536, (3, 4, 4, 5), log2_ept=5, rows=1, min_blocks=1, backward_prefetch=True, cluster_blocks=8),
+    )
+}
+
+
+def fitting_gradient_clusters(limits: ArchLimits) -> list[BlockConfig]:
+    """Return the configurations of gradients that a GPU can run, with all of the stash in shared memory."""
+    return [
+        config
+        for config in GRADIENT_CLUSTERS.values()
+        if limits.has_clusters and stash_quads(config, limits) == config.quads
+    ]
 
 
 def fitting_cluster_configs(limits: ArchLimits) -> list[BlockConfig]:
@@ -36,7 +53,7 @@ def fitting_cluster_configs(limits: ArchLimits) -> list[BlockConfig]:
 
 def shared_bytes(config: BlockConfig) -> int:
     """Return the dynamic shared memory of a block: the exchange buffer, and two barriers a warp."""
-    return config.exchange_bytes + config.threads // 32 * _WARP_BARRIER_BYTES
+    return config.exchange_bytes + config.barrier_bytes
 
 
 def cluster_spec(config: BlockConfig, variant: ForwardVariant, spectrum: LongConfig) -> KernelSpec:

@@ -17,8 +17,6 @@ from fftconv_cupy.source import KernelSpec
 SPECTRUM_LIMIT = 61 << 20
 _MOST_TURNS = 8  # rows of a cluster: more save no time
 _STARTING_TURNS = 0.1  # what it costs a cluster to start, in rows
-# Of a GPU's multiprocessors: they come in groups of different sizes, which hold whole clusters only.
-_CLUSTERED_SHARE = 15 / 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +158,7 @@ def make_cluster_plan(
 
 def _turns(rows: int, config: BlockConfig, limits: ArchLimits) -> int:
     """Return how many rows a cluster takes, so that the last of so many are done soonest."""
-    blocks = int(limits.multiprocessors * _CLUSTERED_SHARE) * config.min_blocks
-    resident = max(1, blocks // config.cluster_blocks)
+    resident = limits.at_a_time(config.min_blocks, config.cluster_blocks)
 
     def duration(turns: int) -> float:
         """Return the time of all rows, in that of a row."""

@@ -15,6 +15,7 @@ from fftconv_cupy import (
     arrays,
     launch,
     launch_cluster,
+    launch_cluster_vjp,
     launch_long,
     launch_long_vjp,
     launch_mma,
@@ -26,6 +27,7 @@ from fftconv_cupy import launch_depthwise as depthwise
 from fftconv_cupy.archs import ArchLimits, arch_limits
 from fftconv_cupy.arrays import ArrayView
 from fftconv_cupy.cluster_plan import cluster_config, make_cluster_plan
+from fftconv_cupy.cluster_vjp_plan import gradient_cluster, make_cluster_vjp_plan
 from fftconv_cupy.devices import device_limits
 from fftconv_cupy.launch_windows import run_state, warm_state
 from fftconv_cupy.long_plan import make_long_plan
@@ -142,6 +144,8 @@ def workspace_bytes(problem: Problem, device: int, wanted: Wanted | None = None)
             # The gradient of an initial state may be wanted too, which is none of those in `wanted`.
             plans = (make_window_vjp_plan(problem, wanted, limits, wants_state=one) for one in _with_state(problem))
             return max(made.workspace_bytes for made in plans)
+        if module is launch_cluster_vjp:
+            return make_cluster_vjp_plan(problem, wanted, limits).workspace_bytes
         if module is launch_long_vjp:
             return make_long_vjp_plan(problem, wanted, limits).workspace_bytes
         return make_vjp_plan(problem, wanted, limits).workspace_bytes
@@ -179,4 +183,6 @@ def _vjp_module(problem: Problem, limits: ArchLimits) -> ModuleType:
     is_cut = problem.initial_state or cut_of(problem, limits) is not None
     if is_cut:
         return launch_windows_vjp
-    return launch_vjp if fits_block(problem, limits, can_pair=False) else launch_long_vjp
+    if fits_block(problem, limits, can_pair=False):
+        return launch_vjp
+    return launch_long_vjp if gradient_cluster(problem, limits) is None else launch_cluster_vjp

@@ -34,7 +34,7 @@ from fftconv_cupy.blocks import (
     windows_backward_spec,
     windows_spec,
 )
-from fftconv_cupy.cluster_blocks import cluster_spec, fitting_cluster_configs, shared_bytes
+from fftconv_cupy.cluster_blocks import cluster_spec, fitting_cluster_configs, fitting_gradient_clusters, shared_bytes
 from fftconv_cupy.errors import InvalidArgumentError, message
 from fftconv_cupy.long_blocks import (
     LongConfig,
@@ -93,6 +93,7 @@ def iter_kernels(arch: str | ArchLimits, *, fft_sizes: Iterable[int] | None = No
     by_size = itertools.chain(
         (_kernels(config, limits) for config in fitting_configs(limits)),
         (_cluster_kernels(config, limits) for config in fitting_cluster_configs(limits)),
+        (_gradient_kernels(config, limits) for config in fitting_gradient_clusters(limits)),
         (_long_kernels(config, limits) for config in long_configs(limits)),
     )
     for kernel in itertools.chain.from_iterable(by_size):
@@ -132,18 +133,26 @@ def _kernels(config: BlockConfig, limits: ArchLimits) -> tuple[Kernel, ...]:
         spec = filter_backward_spec(config, dtype)
         kernels.append(Kernel(spec, config.threads, config.min_blocks, config.exchange_bytes))
     kernels.append(Kernel(reduce_spec(config), REDUCE_THREADS, 1, REDUCE_THREADS * QUAD_BYTES))
+    return (
+        *kernels,
+        *_gradient_kernels(config, limits),
+        *_window_kernels(config, limits),
+        *_mma_kernels(config, limits),
+    )
+
+
+def _gradient_kernels(config: BlockConfig, limits: ArchLimits) -> Iterator[Kernel]:
+    """Yield the kernels of gradients of rows that fit a block, or a cluster, whose filters are those of long rows."""
+    threads = long_config(config.points, limits).threads if config.cluster_blocks > 1 else config.row_threads
     for used, gradients in _backward_variants(config, limits):
         has_rows = gradients.has_in_gradient and gradients.has_out_gradient == (gradients.extras != "none")
-        kernels.append(
-            Kernel(
-                backward_spec(used, gradients),
-                used.threads,
-                gradients.min_blocks(used),
-                gradients.shared_bytes(used),
-                is_usual=has_rows and gradients.has_sum,
-            )
+        yield Kernel(
+            backward_spec(used, gradients, threads),
+            used.threads,
+            gradients.min_blocks(used),
+            gradients.shared_bytes(used),
+            is_usual=has_rows and gradients.has_sum,
         )
-    return (*kernels, *_window_kernels(config, limits), *_mma_kernels(config, limits))
 
 
 def _mma_kernels(config: BlockConfig, limits: ArchLimits) -> Iterator[Kernel]:
@@ -247,7 +256,7 @@ def _backward_variants(config: BlockConfig, limits: ArchLimits) -> Iterator[tupl
             continue
         if not has_tail and (is_complex or not is_vector):
             continue  # as forward
-        used = backward_config(config, limits, is_complex=is_complex, has_sum=has_sum)
+        used = backward_config(config, limits, has_sum=has_sum)
         quads = stash_quads(used, limits) if has_sum else 0
         flags_of_row = (dtype, is_complex, has_tail, is_vector, extras)
         yield used, BackwardVariant(*flags_of_row, has_in_gradient, has_out_gradient, has_sum, quads)

@@ -10,12 +10,13 @@ from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.arrays import ArrayView
 from fftconv_cupy.compile import LoadedKernel
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.launch import device_table, row_strides
+from fftconv_cupy.launch import device_table, lags_of
 from fftconv_cupy.launch_long import STORAGE_TYPES, clear_counters, schedule_params, taps_of, tile_twiddles
+from fftconv_cupy.launch_vjp import addresses_of
 from fftconv_cupy.launchers import Kernels, Launchers
-from fftconv_cupy.long_params import LongBwdParams
-from fftconv_cupy.long_vjp_plan import LongVjpPlan, make_long_vjp_plan
-from fftconv_cupy.problem import ITEM_BYTES, Gradients, Problem, Wanted
+from fftconv_cupy.long_params import LongBwdParams, Taps
+from fftconv_cupy.long_vjp_plan import LongVjpPlan, make_long_vjp_plan, make_sums_plan
+from fftconv_cupy.problem import Gradients, Problem, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +57,8 @@ def run_vjp(
         UnsupportedProblemError: see `plan.check_sizes`.
         CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
     """
-    item = ITEM_BYTES[problem.dtype]
-    bits = problem.seqlen | problem.out_len
-    pointers: list[int] = []
-    strides: list[int] = []
-    # A gate that is absent has an address that can be read.
-    for array in (u, in_gate or u, out_gate or dy, dy, grads.u, grads.in_gate, grads.out_gate):
-        if array is None:
-            pointers.append(0)
-            strides += (0, 0)
-        else:
-            batch_stride, channel_stride = row_strides(array)
-            pointers.append(array.ptr)
-            strides += (batch_stride, channel_stride)
-            bits |= array.ptr // item | batch_stride | channel_stride
-    launcher = _launchers[u.device, (problem, wanted, bits & 1 == 0, isinstance(filt, FilterSpectrum))]
+    pointers, strides, is_vector = addresses_of(problem, dy, u, in_gate, out_gate, grads)
+    launcher = _launchers[u.device, (problem, wanted, is_vector, isinstance(filt, FilterSpectrum))]
     made = launcher.plan
     if workspace is None:
         _, workspace = arrays.empty(u, (made.workspace_bytes // 4,), "float32", stream)
@@ -105,6 +93,49 @@ def run_vjp(
     launcher.kernel.launch((made.blocks, 1, 1), made.config.threads, params, stream)
 
 
+def launch_sums_back(
+    problem: Problem,
+    wanted: Wanted,
+    chains: int,
+    sums: int,
+    workspace: int,
+    dk: int,
+    d_skip: int,
+    skip_type: str,
+    device: int,
+    stream: int,
+) -> None:
+    """Turn sums into gradients of filters and skips, asynchronously on `stream`, in the place of the sums.
+
+    Args:
+        problem: as of `make_sums_plan`, as are the two that follow.
+        wanted: which gradients.
+        chains: sums of a channel.
+        sums: address of them, [channels][chains] spectra.
+        workspace: address of as many bytes as the plan says.
+        dk: address of the gradients of the filters, or 0.
+        d_skip: address of those of the skips, or 0.
+        skip_type: their dtype.
+        device: ordinal of the GPU.
+        stream: handle of a stream of that GPU.
+    """
+    launcher = _sums_back[device, (problem, wanted, chains)]
+    made = launcher.plan
+    params = LongBwdParams(
+        dk=dk,
+        d_skip=d_skip,
+        row_twiddles=launcher.row_twiddles,
+        tile_twiddles=launcher.tile_twiddles,
+        sums=sums,
+        counters=workspace,
+        taps=Taps(0, 0, problem.filter_len, STORAGE_TYPES[problem.filter_dtype], lags_of(made.lags)),
+        schedule=schedule_params(made.schedule),
+        skip_type=STORAGE_TYPES[skip_type],
+    )
+    clear_counters(workspace, made.workspace.nbytes, stream)
+    launcher.kernel.launch((made.blocks, 1, 1), made.config.threads, params, stream)
+
+
 def warm_vjp(problem: Problem, wanted: Wanted, archs: Sequence[str] | None = None) -> list[str]:
     """Compile what gradients of rows that fit a block on none of `archs` need; see `launch_vjp.warm_vjp`."""
     prepared = (False,) if wanted.k else (False, True)
@@ -123,3 +154,11 @@ def _load(made: LongVjpPlan, kernels: Kernels, device: int) -> _Launcher:
 
 
 _launchers = Launchers(_plan, _load)
+
+
+def _plan_sums(key: tuple[Problem, Wanted, int], limits: ArchLimits) -> LongVjpPlan:
+    problem, wanted, chains = key
+    return make_sums_plan(problem, wanted, limits, chains=chains)
+
+
+_sums_back = Launchers(_plan_sums, _load)

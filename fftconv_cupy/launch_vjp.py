@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from fftconv_cupy import arrays
@@ -59,6 +59,56 @@ class VjpCall:
     workspace: int
     stream: int
 
+    @classmethod
+    def of(
+        cls,
+        pointers: list[int],
+        strides: list[int],
+        spectrum: int,
+        skip: ArrayView | None,
+        grads: Gradients,
+        workspace: int,
+        stream: int,
+    ) -> VjpCall:
+        """Return a call with the addresses of `addresses_of`, of a spectrum, a skip and a workspace."""
+        return cls(
+            pointers,
+            strides,
+            spectrum,
+            0 if skip is None else skip.ptr,
+            skip is None or skip.dtype == "float32",
+            0 if grads.k is None else grads.k.ptr,
+            0 if grads.skip is None else grads.skip.ptr,
+            workspace,
+            stream,
+        )
+
+
+def addresses_of(
+    problem: Problem,
+    dy: ArrayView,
+    u: ArrayView,
+    in_gate: ArrayView | None,
+    out_gate: ArrayView | None,
+    grads: Gradients,
+) -> tuple[list[int], list[int], bool]:
+    """Return addresses and strides of the arrays of rows as the kernels take them, and whether all rows are even."""
+    item = ITEM_BYTES[problem.dtype]
+    bits = problem.seqlen | problem.out_len
+    pointers: list[int] = []
+    strides: list[int] = []
+    # A gate that is absent has an address that can be read.
+    for array in (u, in_gate or u, out_gate or dy, dy, grads.u, grads.in_gate, grads.out_gate):
+        if array is None:
+            pointers.append(0)
+            strides += (0, 0)
+        else:
+            batch_stride, channel_stride = row_strides(array)
+            pointers.append(array.ptr)
+            strides += (batch_stride, channel_stride)
+            bits |= array.ptr // item | batch_stride | channel_stride
+    return pointers, strides, bits & 1 == 0
+
 
 def check_vjp(problem: Problem, wanted: Wanted, device: int) -> None:
     """Raise what a call on this device would raise, but for failed compilations, before anything is allocated.
@@ -109,40 +159,18 @@ def run_vjp(
         UnsupportedProblemError: the transform does not fit one block of this GPU.
         CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
     """
-    item = ITEM_BYTES[problem.dtype]
-    bits = problem.seqlen | problem.out_len
-    pointers: list[int] = []
-    strides: list[int] = []
-    # A gate that is absent has an address that can be read.
-    for array in (u, in_gate or u, out_gate or dy, dy, grads.u, grads.in_gate, grads.out_gate):
-        if array is None:
-            pointers.append(0)
-            strides += (0, 0)
-        else:
-            batch_stride, channel_stride = row_strides(array)
-            pointers.append(array.ptr)
-            strides += (batch_stride, channel_stride)
-            bits |= array.ptr // item | batch_stride | channel_stride
-    launcher = _launchers[u.device, (problem, wanted, bits & 1 == 0, isinstance(filt, FilterSpectrum))]
+    pointers, strides, is_vector = addresses_of(problem, dy, u, in_gate, out_gate, grads)
+    launcher = _launchers[u.device, (problem, wanted, is_vector, isinstance(filt, FilterSpectrum))]
     if workspace is None and launcher.plan.workspace_bytes:
         _, workspace = arrays.empty(u, (launcher.plan.workspace_bytes // 4,), "float32", stream)
     memory = 0 if workspace is None else workspace.ptr
-    call = VjpCall(
-        pointers,
-        strides,
-        filt.ptr if isinstance(filt, FilterSpectrum) else memory + launcher.plan.workspace.spectrum,
-        0 if skip is None else skip.ptr,
-        skip is None or skip.dtype == "float32",
-        0 if grads.k is None else grads.k.ptr,
-        0 if grads.skip is None else grads.skip.ptr,
-        memory,
-        stream,
-    )
     made = launcher.plan
+    spectrum = filt.ptr if isinstance(filt, FilterSpectrum) else memory + made.workspace.spectrum
+    call = VjpCall.of(pointers, strides, spectrum, skip, grads, memory, stream)
     for first, channels, chunks in launcher.groups:
         if launcher.filter is not None and isinstance(filt, ArrayView) and not (first and problem.shared_filter):
             launch_filter(launcher.filter, made, filt, launcher.twiddles, call.spectrum, first, channels, stream)
-        _launch_backward(launcher, call, first, channels, chunks)
+        launch_backward(launcher, call, first, channels, chunks)
         finish_sums(launcher, call, first, channels, chunks)
     if problem.shared_filter and wanted.k:
         launch_filter_backward(launcher, call, made.workspace.total, 1, 1, call.dk, 0, 1)
@@ -193,30 +221,8 @@ def groups_of(made: VjpPlan) -> tuple[tuple[int, int, Chunks], ...]:
     return tuple(groups)
 
 
-def finish_sums(launcher: Launcher, call: VjpCall, first: int, channels: int, chunks: Chunks) -> None:
-    """Turn what the blocks have summed of `channels` channels from `first` on into gradients of filters and skips."""
-    made = launcher.plan
-    problem, wanted = made.problem, made.wanted
-    if not made.variant.has_sum:
-        return
-    sums, group_chunks, group_channels = made.workspace.sums, chunks.group_chunks, made.group_channels
-    if launcher.reduce is not None:
-        _launch_reduce(launcher, call, sums, made.workspace.reduced, group_chunks, group_channels, channels)
-        sums, group_chunks, group_channels = made.workspace.reduced, 1, 1
-    skip_item = 4 if call.skip_is_float else ITEM_BYTES[problem.dtype]
-    d_skip = call.d_skip and call.d_skip + first * skip_item
-    if not problem.shared_filter:
-        dk = call.dk and call.dk + first * problem.filter_len * ITEM_BYTES[problem.filter_dtype]
-        launch_filter_backward(launcher, call, sums, group_chunks, group_channels, dk, d_skip, channels)
-        return
-    if d_skip:
-        launch_filter_backward(launcher, call, sums, group_chunks, group_channels, 0, d_skip, channels)
-    if wanted.k:
-        # The sums of the channels, as if they were chunks of one.
-        _launch_reduce(launcher, call, sums, made.workspace.total, channels, 1, 1, is_added=first > 0)
-
-
-def _launch_backward(launcher: Launcher, call: VjpCall, first: int, channels: int, chunks: Chunks) -> None:
+def launch_backward(launcher: Launcher, call: VjpCall, first: int, channels: int, chunks: Chunks) -> None:
+    """Launch the fused kernel on `channels` channels from `first` on."""
     made = launcher.plan
     problem, points = made.problem, made.config.points
     item = ITEM_BYTES[problem.dtype]
@@ -305,3 +311,36 @@ def launch_filter_backward(
     )
     grid, slot = (-(-channels // config.rows), 1, 1), _filter_backward
     launcher.filter_backward.launch(grid, config.threads, slot.params, call.stream, slot.address)  # type: ignore[union-attr]
+
+
+def finish_sums(
+    launcher: Launcher,
+    call: VjpCall,
+    first: int,
+    channels: int,
+    chunks: Chunks,
+    launch_back: Callable[..., None] = launch_filter_backward,
+) -> None:
+    """Turn what the blocks have summed of `channels` channels from `first` on into gradients of filters and skips.
+
+    `launch_back` transforms sums back, in their place or not: its arguments are those of `launch_filter_backward`.
+    """
+    made = launcher.plan
+    problem, wanted = made.problem, made.wanted
+    if not made.variant.has_sum:
+        return
+    sums, group_chunks, group_channels = made.workspace.sums, chunks.group_chunks, made.group_channels
+    if launcher.reduce is not None:
+        _launch_reduce(launcher, call, sums, made.workspace.reduced, group_chunks, group_channels, channels)
+        sums, group_chunks, group_channels = made.workspace.reduced, 1, 1
+    skip_item = 4 if call.skip_is_float else ITEM_BYTES[problem.dtype]
+    d_skip = call.d_skip and call.d_skip + first * skip_item
+    if not problem.shared_filter:
+        dk = call.dk and call.dk + first * problem.filter_len * ITEM_BYTES[problem.filter_dtype]
+        launch_back(launcher, call, sums, group_chunks, group_channels, dk, d_skip, channels)
+        return
+    if wanted.k:
+        # The sums of the channels, as if they were chunks of one.
+        _launch_reduce(launcher, call, sums, made.workspace.total, channels, 1, 1, is_added=first > 0)
+    if d_skip:
+        launch_back(launcher, call, sums, group_chunks, group_channels, 0, d_skip, channels)

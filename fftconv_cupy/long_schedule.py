@@ -129,7 +129,7 @@ def _schedule(load: Load, distance: int, slots: int) -> Schedule:
     is_mixed = distance > 0 and (slots > _ROW_STEPS * distance or slots == load.batch * load.channels)
     is_apart = is_mixed or distance == 0  # what a task needs to be done is done in a step before its own
     lead, filter_slots = _filter_slots(load, distance, is_apart=is_apart)
-    channels = load.channels if load.batch or load.has_own_filter else 0
+    channels = load.channels if load.batch or load.has_own_filter or load.has_sums else 0
     items = lead + channels * load.channel_items
     return Schedule(
         tasks=(items + (load.phases - 1) * distance) * load.phases * load.parts,

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.blocks import COMPLEX_BYTES
-from fftconv_cupy.long_blocks import LongConfig, LongGradients, long_backward_spec, long_config, point_bytes
+from fftconv_cupy.long_blocks import (
+    LongConfig,
+    LongGradients,
+    LongVariant,
+    long_backward_spec,
+    long_config,
+    point_bytes,
+)
 from fftconv_cupy.long_plan import COUNTER_BYTES, SCALE_BYTES, long_reasons, long_variant, offsets_of
 from fftconv_cupy.long_schedule import Load, Schedule, make_schedule
 from fftconv_cupy.plan import (
@@ -182,6 +189,51 @@ def make_long_vjp_plan(
         workspace=_workspace(load, schedule, gradients, stash_bytes),
         intermediate=intermediate,
         reasons=long_reasons(problem, limits, config, variant),
+    )
+
+
+def make_sums_plan(problem: Problem, wanted: Wanted, limits: ArchLimits, *, chains: int) -> LongVjpPlan:
+    """Plan what turns sums over rows, which another kernel has made, into gradients of filters and skips.
+
+    Args:
+        problem: the convolution, with ``batch == 0`` and as many channels as have sums.
+        wanted: which gradients.
+        limits: of the GPU.
+        chains: sums of a channel, to be added up.
+    """
+    config = long_config(transform_of(problem, can_pair=False)[1], limits)
+    lags = filter_lags(problem, "linear")
+    gradients = LongGradients(has_in_gradient=False, has_out_gradient=False, has_sum=True)
+    has_imaginary_taps = lags.negative > 0 or lags.positive > config.points
+    variant = LongVariant("float32", has_imaginary_taps and wanted.k, has_tail=False, is_vector=True, extras="none")
+    load = Load(
+        batch=0,
+        channels=problem.channels,
+        filters=0,
+        is_shared=False,
+        has_sums=True,
+        parts=config.rows,
+        phases=_PHASES,
+        row_bytes=0,
+        spectrum_bytes=point_bytes(config),
+    )
+    resident = limits.multiprocessors * config.resident(limits)
+    made = make_schedule(load, blocks=resident, limit=WORKSPACE_LIMIT)
+    schedule = replace(made, sum_slots=problem.channels, chains=chains)
+    sizes = (0, 0, 0, 0, 0, 0, COUNTER_BYTES * schedule.counters)
+    return LongVjpPlan(
+        problem=problem,
+        wanted=wanted,
+        limits=limits,
+        config=config,
+        kernel=long_backward_spec(config, variant, gradients, limits),
+        lags=lags,
+        is_prepared=True,
+        schedule=schedule,
+        blocks=min(resident, schedule.tasks),
+        workspace=LongVjpWorkspace(*offsets_of(sizes)),
+        intermediate=_INTERMEDIATE,
+        reasons=(),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.cluster_plan import ClusterPlan, cluster_config, make_cluster_plan
+from fftconv_cupy.cluster_vjp_plan import gradient_cluster, make_cluster_vjp_plan
 from fftconv_cupy.long_plan import LongPlan, make_long_plan
 from fftconv_cupy.long_vjp_plan import LongVjpPlan, make_long_vjp_plan
 from fftconv_cupy.mma_plan import MmaPlan, make_mma_plan, precision_of
@@ -44,6 +45,8 @@ def plan_call(
     if wanted is not None:
         if is_cut:
             return make_window_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_prepared=is_prepared)
+        if gradient_cluster(problem, limits) is not None:
+            return make_cluster_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_prepared=is_prepared)
         if not fits_block(problem, limits, can_pair=False):
             return make_long_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_prepared=is_prepared)
         return make_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_prepared=is_prepared)

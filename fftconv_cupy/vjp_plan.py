@@ -144,7 +144,7 @@ class VjpPlan:
         """Return the plan in words, one fact a line."""
         problem, config, variant = self.problem, self.backward_config, self.variant
         radices = " x ".join(str(1 << log2) for log2 in config.log2_radices)
-        units = "clusters" if config.cluster_blocks > 1 else "blocks"
+        units = "clusters" if config.cluster_blocks > 1 else "persistent blocks"
         wanted = ", ".join(f"d{name}" for name, is_wanted in self.wanted._asdict().items() if is_wanted)
         forward = variant.has_out_gradient or variant.has_sum, variant.has_in_gradient or variant.has_sum
         transforms = sum(forward) + variant.has_out_gradient + variant.has_in_gradient
@@ -158,7 +158,7 @@ class VjpPlan:
             f"{self.shared_bytes} bytes of shared memory{_cluster_text(config)}",
             f"  U and dY        one after the other in registers; {stash_text(variant, config)}",
             f"  sum of dk       {sum_text(variant, config)}",
-            f"  grid            {self.chunks.blocks} persistent {units}, {self.chunks.count} chunks of "
+            f"  grid            {self.chunks.blocks} {units}, {self.chunks.count} chunks of "
             f"{self.chunks.chunk_steps} row(s) a batch slot",
             f"  launches        {self.launches}{' (filter prepared)' if self.is_prepared else ''}",
             f"  workspace       {self.workspace_bytes} bytes, {self.channel_group} channel(s) a group",
@@ -186,7 +186,7 @@ def make_vjp_plan(
     is_whole = problem.seqlen == problem.out_len == points
     is_complex = max(problem.seqlen, problem.out_len) > points
     has_sum = wanted.k or wanted.skip
-    used = backward_config(config, limits, is_complex=is_complex, has_sum=has_sum)
+    used = backward_config(config, limits, has_sum=has_sum)
     variant = BackwardVariant(
         dtype=problem.dtype,
         is_complex=is_complex,
@@ -213,7 +213,7 @@ def make_vjp_plan(
         config=config,
         backward_config=used,
         variant=variant,
-        backward=backward_spec(used, variant),
+        backward=backward_spec(used, variant, config.row_threads),
         filter=filter_spec(config, FilterVariant(problem.filter_dtype, is_paired=False, is_general=is_general)),
         filter_backward=filter_backward_spec(config, problem.filter_dtype),
         reduce=reduce_spec(config),
@@ -228,7 +228,7 @@ def make_vjp_plan(
         has_reduce=has_reduce,
         workspace=workspace,
         launches=launches_of(problem, wanted, variant, -(-problem.channels // group), has_reduce, needs_spectrum),
-        reasons=_reasons(problem, wanted, used, variant, has_reduce),
+        reasons=reasons_of(problem, wanted, used, variant, has_reduce),
     )
 
 
@@ -244,7 +244,9 @@ def make_chunks(channels: int, jobs: int, config: BlockConfig, batch_slots: int,
     chunk_steps = min(longest, -(-groups * group_steps // resident))
     group_chunks = -(-group_steps // chunk_steps)
     chunk_steps = -(-group_steps // group_chunks)
-    return Chunks(groups, group_steps, chunk_steps, group_chunks, min(resident, groups * group_chunks))
+    # How many clusters a GPU holds depends on how its multiprocessors are grouped: each takes one chunk.
+    most = resident if config.cluster_blocks == 1 else groups * group_chunks
+    return Chunks(groups, group_steps, chunk_steps, group_chunks, min(most, groups * group_chunks))
 
 
 def channel_groups(
@@ -256,10 +258,12 @@ def channel_groups(
     resident: int,
     needs_spectrum: bool,
     jobs: int,
+    *,
+    limit: int | None = None,
 ) -> tuple[int, Chunks, bool, Workspace]:
     """Return the channels of a group, and what follows: as few groups as the workspace limit allows, of like size.
 
-    `jobs` are those of a channel: its rows, or windows of them.
+    `jobs` are those of a channel: its rows, or windows of them; `limit` that of the workspace, None `WORKSPACE_LIMIT`.
     """
     groups = 1
     while True:
@@ -278,7 +282,7 @@ def channel_groups(
         offsets = [0]
         for size in sizes:
             offsets.append(offsets[-1] + -(-size // _ALIGNMENT) * _ALIGNMENT)
-        if offsets[-1] <= WORKSPACE_LIMIT or group == 1:
+        if offsets[-1] <= (limit or WORKSPACE_LIMIT) or group == 1:
             return group, chunks, has_reduce, Workspace(*offsets)
         groups = max(groups + 1, -(-problem.channels // max(1, group * 7 // 8)))
 
@@ -317,9 +321,10 @@ def sum_text(variant: BackwardVariant, config: BlockConfig) -> str:
     return f"{where}, float32, over the rows of a block in their order; then over the blocks in theirs"
 
 
-def _reasons(
+def reasons_of(
     problem: Problem, wanted: Wanted, config: BlockConfig, variant: BackwardVariant, has_reduce: bool
 ) -> tuple[str, ...]:
+    """Return why gradients are computed so, a sentence each."""
     reasons = []
     if problem.mode == "circular":
         reasons.append("a circular filter is wrapped by hand, one row a transform: sums over pairs of rows would mix")

@@ -9,7 +9,9 @@ Each file includes only files above it in this list:
   dtypes); those of a row of the convolution's arrays.
 - ``spectrum.cuh``: a row's spectrum times that of the filter, or its conjugate, and the skip term.
 - ``fftconv_fwd.cu``, ``fftconv_filter.cu``: kernels, the convolution (with pairing) and the filter spectrum.
-- ``cluster.cuh``, ``sums.cuh``: two blocks that share a row; sums over the rows of a channel, in a fixed order.
+- ``node_io.cuh``, ``slices.cuh``, ``row_fft.cuh``, ``sums.cuh``: what a block of a cluster reads of a row that they
+  share; the exchange between them; the transform of a row by one block or by those of a cluster; sums over the rows of
+  a channel, in a fixed order.
 - ``fftconv_bwd.cu``, ``fftconv_filter_bwd.cu``, ``fftconv_reduce.cu``: their transposes, the gradients of the rows and
   of the filter, and the sum of the partial sums between them.
 
@@ -24,8 +26,9 @@ Rows that outgrow a block:
   between the phases; columns of a row; taps as a row; the order of tasks and what each waits for; where its points
   lie; parameters.
 - ``fftconv_long.cu``, ``fftconv_long_bwd.cu``: outputs, and gradients.
-- ``node_io.cuh``, ``slices.cuh``, ``fftconv_cluster.cu``: what a block of a cluster reads of a row that they share; the
-  exchange between them; outputs of the shorter ones of these rows, with the spectrum that ``fftconv_long.cu`` makes.
+- ``fftconv_cluster.cu``: outputs of the shorter ones of these rows, in clusters, with the spectrum that
+  ``fftconv_long.cu`` makes; their gradients are made by ``fftconv_bwd.cu``, and its sums turned by
+  ``fftconv_long_bwd.cu``.
 
 On tensor cores:
 

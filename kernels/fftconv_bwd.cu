@@ -7,13 +7,11 @@
 //   sum over the rows of a channel of DZ conj(X) / M, which fftconv_filter_bwd turns into the gradients of k and skip.
 //
 // Nothing is kept from the forward call: X is transformed again, and lies in the *stash*, in shared memory and beyond
-// that in L2, until DZ is there. The sum is held in registers or, where they do not suffice, in L2. Blocks are
-// persistent and take chunks of rows in a fixed order, so every sum is the same from run to run, and at any time all
-// blocks work on a few channels, whose spectra stay in L2. Where it pays, a row is brought into L2 a transform ahead of
-// its loads.
-#include "block_fft.cuh"
-#include "io.cuh"
-#include "spectrum.cuh"
+// that in L2, until DZ is there. The sum is held in registers or, where they do not suffice, in L2, or a cluster of
+// blocks shares the row (row_fft.cuh): of a real one each reads its node of X and, where z was not needed, of DZ.
+// Blocks are persistent, or clusters take a chunk each; the rows of a chunk come in a fixed order, so every sum is the
+// same from run to run, and at any time all blocks work on a few channels, whose spectra stay in L2. Where it pays, a
+// row is brought into L2 a transform ahead of its loads.
 #include "sums.cuh"
 
 extern __shared__ float4 s_dynamic[];
@@ -24,78 +22,53 @@ template <class Config>
 struct BwdTraits : SumTraits<Config> {
   static constexpr bool kNeedsX = Config::kHasOutGradient || Config::kHasSum;
   static constexpr bool kNeedsDz = Config::kHasInGradient || Config::kHasSum;
+  static constexpr bool kReadsNodes = Config::Node::kRanks > 1 && !Config::kIsComplex;
+  // Four transforms, or gates that may be there or not, fill the cache for instructions, 128 KB, without it.
+  static constexpr bool kLoopsOverSegments =
+      Config::Node::kRanks > 2 && (Config::kHasOutGradient || Config::kExtras == Extras::kAny);
 
-  static_assert(Config::Layout::kRanks == 1 || (Config::kRows == 1 && Config::kHasSum && !Config::kIsComplex),
-                "blocks share a row where there is a sum to hold, and no imaginary part");
+  static_assert(Config::Node::kRanks == 1 || Config::kRows == 1, "a cluster has one row at a time");
   static_assert(!Config::kHasPrefetch || (Config::kHasSum && !Config::kIsComplex),
                 "a row that is brought into L2 ahead is that of a sum, and no longer than the transform");
 };
 
-// The points of two arrays that a thread multiplies: u and its gate, or dy and its gate.
+// Two rows that are multiplied: of u and its gate, or of dy and its gate.
 template <class Traits>
 struct Product {
-  InputRow<Traits> value, gate;
+  using io_t = typename Traits::io_t;
+  const io_t *g_value, *g_gate;
+  int length, thread;
+  bool has_gate;
+
+  // What the thread has of them, from point `first` on.
+  FFTCONV_DEVICE InputRow<Traits> value(int first) const { return {g_value + first, length - first, thread}; }
+  FFTCONV_DEVICE InputRow<Traits> gate(int first) const { return {g_gate + first, length - first, thread}; }
 
   // x.part = gate * value
   template <Part kPart>
-  FFTCONV_DEVICE void load(complex_t* x, bool has_gate) const {
+  FFTCONV_DEVICE void load(complex_t* x) const {
+    constexpr int kFirst = kPart == Part::kReal ? 0 : Traits::Layout::kPoints;
     if (has_gate) {
-      load_gated<Traits, kPart>(x, value, gate);
+      load_gated<Traits, kPart>(x, value(kFirst), gate(kFirst));
     } else {
-      load_part<Traits, kPart>(x, value);
+      load_part<Traits, kPart>(x, value(kFirst));
     }
-  }
-  // The same at an access.
-  template <class A>
-  FFTCONV_DEVICE float2 load_access(A access, bool has_gate) const {
-    const float2 v = value.load(access);
-    return has_gate ? multiply_each(v, gate.load(access)) : v;
   }
 };
 
-// x = what a row's first pass in a block begins with; `from(first)` is the row's product from point `first` on, and
-// `begin` that from 0 on.
-template <class Traits, class From>
-FFTCONV_DEVICE void load_row(complex_t* x, const Product<Traits>& begin, const From& from, bool has_gate) {
-  using Layout = typename Traits::Layout;
-  constexpr int kHalf = Layout::kPoints / 2;
-  if constexpr (Layout::kRanks > 1) {
-    const int rank = cluster_rank<Layout>();
-    const Product<Traits> low = from(-rank * kHalf), high = from(kHalf - rank * kHalf);
-    const auto load = [&](bool is_gated) {
-      for_each_access<Traits>([&](auto access) {
-        put_node(access, x, rank, low.load_access(access, is_gated), high.load_access(access, is_gated));
-      });
-    };
-    if (has_gate) {
-      load(true);
-    } else {
-      load(false);
-    }
-  } else {
-    begin.template load<Part::kReal>(x, has_gate);
-    if constexpr (Traits::kIsComplex) from(Layout::kPoints).template load<Part::kImag>(x, has_gate);
-  }
-}
-
-// From a spectrum to a row, of two blocks that share it to the half of each. `kCount`: how often a row needs that, of
-// which this is number `kIndex`.
-template <class Traits, int kIndex, int kCount>
-FFTCONV_DEVICE void invert(complex_t* x, const Row<Traits>& row, const float4* g_twiddles) {
-  using Layout = typename Traits::Layout;
-  Traits::Fft::template inverse<!Traits::kIsComplex>(x, row.s_exchange, row.thread, g_twiddles);
-  if constexpr (Layout::kRanks > 1) {
-    const int buffer = kCount == 2 ? kIndex : row.turn & 1, parity = kCount == 2 ? row.turn & 1 : row.turn >> 1 & 1;
-    combine_nodes<Layout, Traits::kThreads>(x, row.s_peer + buffer * (Traits::kPeerQuads * Traits::kThreads),
-                                            row.s_barriers + buffer, parity, cluster_rank<Layout>());
-  }
-}
-
+// x = the spectrum of a product.
 template <class Traits>
-FFTCONV_DEVICE InputRow<Traits> input_of(const Row<Traits>& row, const void* g_array, Strides strides, int length,
-                                         int first) {
-  using io_t = typename Traits::io_t;
-  return {row_of<io_t>(g_array, strides, row.job, row.channel) + first, length - first, row.thread};
+FFTCONV_DEVICE void transform(complex_t* x, typename Traits::Fft& fft, const Product<Traits>& product,
+                              const float4* g_twiddles) {
+  if constexpr (Traits::kReadsNodes) {
+    load_node<Traits>(x, fft.powers, product.g_value, product.g_gate, product.length, product.has_gate);
+    fft.forward_node(x, g_twiddles);
+  } else {
+    fft.make_ready();
+    product.template load<Part::kReal>(x);
+    if constexpr (Traits::kIsComplex) product.template load<Part::kImag>(x);
+    fft.template forward<!Traits::kIsComplex>(x, g_twiddles);
+  }
 }
 
 template <class Traits>
@@ -136,43 +109,30 @@ FFTCONV_DEVICE void prefetch_outputs(const BwdParams& p, const Row<Traits>& row)
 
 // From z to dz = gate * dy, and d_out_gate = dy * z on the way.
 template <class Traits, Part kPart>
-FFTCONV_DEVICE void turn(const BwdParams& p, complex_t* x, const Row<Traits>& row, const Product<Traits>& out,
-                         int first) {
-  const auto d_gate = output_of<Traits>(row, p.d_out_gate, p.d_out_gate_strides, p.out_len, first);
+FFTCONV_DEVICE void turn(const BwdParams& p, complex_t* x, const Row<Traits>& row, const Product<Traits>& out) {
+  constexpr int kFirst = kPart == Part::kReal ? 0 : Traits::Layout::kPoints;
+  const auto d_gate = output_of<Traits>(row, p.d_out_gate, p.d_out_gate_strides, p.out_len, kFirst);
+  const InputRow<Traits> values = out.value(kFirst), gate = out.gate(kFirst);
   for_each_access<Traits>([&](auto access) {
-    const float2 dy = out.value.load(access);
+    const float2 dy = values.load(access);
     if (row.is_active) d_gate.store(access, multiply_each(dy, access.template take<kPart>(x)));
-    if constexpr (Traits::kNeedsDz) access.template put<kPart>(x, multiply_each(dy, out.gate.load(access)));
-  });
-}
-
-// The same where two blocks share a row: z is that of the own half, dz that of the own node.
-template <class Traits, class From>
-FFTCONV_DEVICE void turn_node(const BwdParams& p, complex_t* x, const Row<Traits>& row, const From& from) {
-  constexpr int kHalf = Traits::Layout::kPoints / 2;
-  const int rank = cluster_rank<typename Traits::Layout>();
-  const Product<Traits> low = from(-rank * kHalf), high = from(kHalf - rank * kHalf);
-  const auto d_gate = output_of<Traits>(row, p.d_out_gate, p.d_out_gate_strides, p.out_len, 0);
-  for_each_access<Traits>([&](auto access) {
-    const float2 dy_low = low.value.load(access), dy_high = high.value.load(access);
-    d_gate.store(access, multiply_each(rank == 0 ? dy_low : dy_high, access.template take<Part::kReal>(x)));
-    put_node(access, x, rank, multiply_each(dy_low, low.gate.load(access)),
-             multiply_each(dy_high, high.gate.load(access)));
+    if constexpr (Traits::kNeedsDz) access.template put<kPart>(x, multiply_each(dy, gate.load(access)));
   });
 }
 
 // From dx to du = in_gate * dx and d_in_gate = u * dx, as far as they are wanted.
 template <class Traits, Part kPart>
 FFTCONV_DEVICE void store_in_gradients(const BwdParams& p, complex_t* x, const Row<Traits>& row,
-                                       const Product<Traits>& in, int first) {
+                                       const Product<Traits>& in) {
+  constexpr int kFirst = kPart == Part::kReal ? 0 : Traits::Layout::kPoints;
   if (p.d_in_gate != nullptr) {
-    const auto d_gate = output_of<Traits>(row, p.d_in_gate, p.d_in_gate_strides, p.in_len, first);
-    store_gated<Traits, kPart>(x, d_gate, in.value.again(p.zero));
+    const auto d_gate = output_of<Traits>(row, p.d_in_gate, p.d_in_gate_strides, p.in_len, kFirst);
+    store_gated<Traits, kPart>(x, d_gate, in.value(kFirst).again(p.zero));
   }
   if (p.du == nullptr) return;
-  const auto du = output_of<Traits>(row, p.du, p.du_strides, p.in_len, first);
-  if (has_gate<Traits>(p.has_in_gate)) {
-    store_gated<Traits, kPart>(x, du, in.gate.again(p.zero));
+  const auto du = output_of<Traits>(row, p.du, p.du_strides, p.in_len, kFirst);
+  if (in.has_gate) {
+    store_gated<Traits, kPart>(x, du, in.gate(kFirst).again(p.zero));
   } else {
     store_part<Traits, kPart>(x, du);
   }
@@ -180,55 +140,50 @@ FFTCONV_DEVICE void store_in_gradients(const BwdParams& p, complex_t* x, const R
 
 // One row; `add` takes its DZ once X is in the stash.
 template <class Traits, class Add>
-FFTCONV_DEVICE void differentiate(const BwdParams& p, const Row<Traits>& row, Add add) {
-  using Fft = typename Traits::Fft;
-  constexpr int kPoints = Traits::Layout::kPoints;
+FFTCONV_DEVICE void differentiate(const BwdParams& p, const Row<Traits>& row, typename Traits::Fft& fft, Add add) {
+  using io_t = typename Traits::io_t;
+  using Spectrum = SpectrumTraits<Traits>;
   constexpr bool kIsReal = !Traits::kIsComplex;
-  const bool has_in_gate = has_gate<Traits>(p.has_in_gate), has_out_gate = has_gate<Traits>(p.has_out_gate);
-  const auto inputs = [&](int first) {
-    return Product<Traits>{input_of<Traits>(row, p.u, p.u_strides, p.in_len, first),
-                           input_of<Traits>(row, p.in_gate, p.in_gate_strides, p.in_len, first)};
+  const auto row_at = [&](const void* g_array, Strides strides) {
+    return row_of<io_t>(g_array, strides, row.job, row.channel);
   };
-  const auto outputs = [&](int first) {
-    return Product<Traits>{input_of<Traits>(row, p.dy, p.dy_strides, p.out_len, first),
-                           input_of<Traits>(row, p.out_gate, p.out_gate_strides, p.out_len, first)};
-  };
+  const Product<Traits> in{row_at(p.u, p.u_strides), row_at(p.in_gate, p.in_gate_strides), p.in_len, row.thread,
+                           has_gate<Traits>(p.has_in_gate)};
+  const Product<Traits> out{row_at(p.dy, p.dy_strides), row_at(p.out_gate, p.out_gate_strides), p.out_len, row.thread,
+                            has_gate<Traits>(p.has_out_gate)};
+  const int place = Spectrum::place(row.thread);
   complex_t x[Traits::Layout::kEpt];
-  constexpr int kInversions = Traits::kHasOutGradient + Traits::kHasInGradient;
-  const Product<Traits> in = inputs(0);
 
   if constexpr (Traits::kHasPrefetch) prefetch_outputs<Traits>(p, row);
   if constexpr (Traits::kNeedsX) {
-    load_row<Traits>(x, in, inputs, has_in_gate);
-    Fft::template forward<kIsReal>(x, row.s_exchange, row.thread, p.twiddles, [] {});
+    transform<Traits>(x, fft, in, p.twiddles);
     if constexpr (Traits::kHasSum) row.write_stash(x);
   }
-  const Product<Traits> out = outputs(0);
   if constexpr (Traits::kHasOutGradient) {
-    multiply_spectrum<Traits, false>(p, x, p.spectrum, row.channel, row.thread);
-    invert<Traits, 0, kInversions>(x, row, p.twiddles);
-    if constexpr (Traits::Layout::kRanks > 1) {
-      turn_node<Traits>(p, x, row, outputs);
-    } else {
-      turn<Traits, Part::kReal>(p, x, row, out, 0);
-      if constexpr (!kIsReal) turn<Traits, Part::kImag>(p, x, row, outputs(kPoints), kPoints);
-    }
-  } else {
-    if constexpr (Traits::kNeedsX) sync_threads<Traits::Layout::kThreads>();  // all have read the last exchange of X
-    load_row<Traits>(x, out, outputs, has_out_gate);
+    multiply_spectrum<Spectrum, false>(p, x, p.spectrum, row.channel, place);
+    fft.template inverse<kIsReal>(x, p.twiddles);
+    if constexpr (Traits::kNeedsDz) fft.make_ready();
+    turn<Traits, Part::kReal>(p, x, row, out);
+    if constexpr (!kIsReal) turn<Traits, Part::kImag>(p, x, row, out);
+  } else if constexpr (Traits::kNeedsX) {
+    sync_threads<Traits::Node::kThreads>();  // all have read the last exchange of X
   }
   if constexpr (Traits::kHasPrefetch) prefetch_next_inputs<Traits>(p, row);
   if constexpr (Traits::kNeedsDz) {
-    Fft::template forward<kIsReal>(x, row.s_exchange, row.thread, p.twiddles + p.zero, [] {});
+    if constexpr (Traits::kHasOutGradient) {
+      fft.template forward<kIsReal>(x, p.twiddles + p.zero);
+    } else {
+      transform<Traits>(x, fft, out, p.twiddles + p.zero);
+    }
     if constexpr (Traits::kHasSum) add(x);
     if constexpr (Traits::kHasInGradient) {
-      multiply_spectrum<Traits, true>(p, x, p.spectrum + p.zero, row.channel, row.thread);
-      invert<Traits, 1, kInversions>(x, row, p.twiddles + p.zero);
+      multiply_spectrum<Spectrum, true>(p, x, p.spectrum + p.zero, row.channel, place);
+      fft.template inverse<kIsReal>(x, p.twiddles + p.zero);
       if (!row.is_active) return;
-      store_in_gradients<Traits, Part::kReal>(p, x, row, in, 0);
-      if constexpr (!kIsReal) store_in_gradients<Traits, Part::kImag>(p, x, row, inputs(kPoints), kPoints);
+      store_in_gradients<Traits, Part::kReal>(p, x, row, in);
+      if constexpr (!kIsReal) store_in_gradients<Traits, Part::kImag>(p, x, row, in);
     } else {
-      sync_threads<Traits::Layout::kThreads>();
+      sync_threads<Traits::Node::kThreads>();
     }
   }
 }
@@ -238,10 +193,13 @@ FFTCONV_DEVICE int jobs_of(const BwdParams& p) { return p.batch; }
 }  // namespace fftconv
 
 struct Config {
-  using Layout = fftconv::ClusterLayout<FFTCONV_CLUSTER_BLOCKS, FFTCONV_IS_VECTOR, FFTCONV_LOG2_POINTS,
-                                        FFTCONV_LOG2_EPT, FFTCONV_LOG2_RADICES>;
+  using Layouts = fftconv::RowLayouts<FFTCONV_CLUSTER_BLOCKS, FFTCONV_IS_VECTOR, FFTCONV_LOG2_POINTS, FFTCONV_LOG2_EPT,
+                                      FFTCONV_LOG2_RADICES>;
+  using Layout = Layouts::Slice;
+  using Node = Layouts::Node;
   using io_t = FFTCONV_IO_T;
   static constexpr int kRows = FFTCONV_ROWS;
+  static constexpr int kSpectrumThreads = FFTCONV_SPECTRUM_THREADS;  // of the filter's transform, that share a row
   static constexpr bool kIsComplex = FFTCONV_IS_COMPLEX, kHasTail = FFTCONV_HAS_TAIL;
   static constexpr fftconv::Extras kExtras = static_cast<fftconv::Extras>(FFTCONV_EXTRAS);
   static constexpr bool kHasInGradient = FFTCONV_HAS_IN_GRADIENT;    // du or d_in_gate

@@ -4,10 +4,8 @@
 //
 // The filter's spectrum is that of fftconv_long, whose rows are cut from the same ring. Clusters take several rows of
 // one list, channel by channel, so that they share its spectrum through L2.
-#include "cluster.cuh"
-#include "node_io.cuh"
+#include "row_fft.cuh"
 #include "row_io.cuh"
-#include "slices.cuh"
 #include "spectrum.cuh"
 
 extern __shared__ float4 s_dynamic[];
@@ -17,64 +15,44 @@ namespace fftconv {
 // Config: the layouts, io_t and the flags.
 template <class Config>
 struct ClusterTraits : Config {
-  using Layout = typename Config::Slice;  // of what is loaded and stored
+  using Layout = typename Config::Layout;  // of what is loaded and stored
   using Node = typename Config::Node;
-  using RootFft = BlockFft<Layout, 1>;
-  using NodeFft = BlockFft<Node, 1>;
-  using Exchange = SliceExchange<Layout, Node>;
+  using Fft = RowFft<Layout, Node>;
   static constexpr bool kHasPrefetch = false;
-  static constexpr bool kReadsNodes = !Config::kIsComplex;
+  static constexpr bool kReadsNodes = !Config::kIsComplex, kLoopsOverSegments = false;
   static constexpr int kThreads = Node::kThreads / Node::kRanks;     // of a block
   static constexpr int kNodeSlots = Node::kRowSlots / Node::kRanks;  // of its exchange buffer
   static constexpr int kBarrierOffset = kNodeSlots * static_cast<int>(sizeof(complex_t));
-  static constexpr int kSharedBytes =
-      kBarrierOffset + Exchange::kBarriers * static_cast<int>(sizeof(unsigned long long));
+  static constexpr int kSharedBytes = kBarrierOffset + Fft::kBarriers * static_cast<int>(sizeof(unsigned long long));
 };
 
-// The filter's spectrum lies in rows of points, as fftconv_long has them.
+// x = the spectrum of a row.
 template <class Traits>
-struct SpectrumTraits : Traits {
-  struct Layout {
-    static constexpr int kEpt = Traits::Node::kEpt, kThreads = Traits::kSpectrumThreads;
-  };
-  FFTCONV_DEVICE static int place(int thread) {
-    return thread / Layout::kThreads * (Layout::kEpt / 2 * Layout::kThreads) + thread % Layout::kThreads;
-  }
-};
-
-// x = the own node of a row, after the first pass.
-template <class Traits>
-FFTCONV_DEVICE void load_first_pass(const FwdParams& p, const typename Traits::Exchange& exchange, complex_t* x,
-                                    int batch, int channel, int thread,
-                                    const NodePowers<Traits::Node::kRanks>& powers) {
+FFTCONV_DEVICE void transform_row(const FwdParams& p, typename Traits::Fft& fft, complex_t* x, int batch, int channel) {
+  using io_t = typename Traits::io_t;
   if constexpr (!Traits::kReadsNodes) {
-    load_row<Traits, Part::kReal>(p, x, batch, channel, 0, thread, nullptr);
-    load_row<Traits, Part::kImag>(p, x, batch, channel, Traits::Layout::kPoints, thread, nullptr);
-    Traits::RootFft::template forward_root_pass<false>(x);
-    exchange.forward(x);
-  } else if (has_gate<Traits>(p.has_in_gate)) {
-    load_node<Traits, true>(p, x, batch, channel, powers);
+    fft.make_ready();
+    load_row<Traits, Part::kReal>(p, x, batch, channel, 0, fft.thread, nullptr);
+    load_row<Traits, Part::kImag>(p, x, batch, channel, Traits::Layout::kPoints, fft.thread, nullptr);
+    fft.template forward<false>(x, p.twiddles);
   } else {
-    load_node<Traits, false>(p, x, batch, channel, powers);
+    const io_t* g_u = row_of<io_t>(p.u, p.u_strides, batch, channel);
+    const io_t* g_gate = row_of<io_t>(p.in_gate, p.in_gate_strides, batch, channel);
+    load_node<Traits>(x, fft.powers, g_u, g_gate, p.in_len, has_gate<Traits>(p.has_in_gate));
+    fft.forward_node(x, p.twiddles);
   }
 }
 
 template <class Traits>
-FFTCONV_DEVICE void convolve_row(const FwdParams& p, const typename Traits::Exchange& exchange, complex_t* s_node,
-                                 int batch, int channel, int thread, int turn,
-                                 const NodePowers<Traits::Node::kRanks>& powers) {
+FFTCONV_DEVICE void convolve_row(const FwdParams& p, typename Traits::Fft& fft, int batch, int channel) {
   using Spectrum = SpectrumTraits<Traits>;
   complex_t x[Traits::Layout::kEpt];
-  load_first_pass<Traits>(p, exchange, x, batch, channel, thread, powers);
-  Traits::NodeFft::template forward<false>(x, s_node, thread, p.twiddles, [] {});
-  multiply_spectrum<Spectrum, false>(p, x, p.spectrum, channel, Spectrum::place(thread));
-  Traits::NodeFft::template inverse<false>(x, s_node, thread, p.twiddles, [&] { exchange.make_ready(); });
-  exchange.inverse(x, Traits::kReadsNodes ? turn & 1 : 1);
-  if constexpr (!Traits::kReadsNodes) exchange.make_ready();
-  Traits::RootFft::template inverse_root_pass<Traits::kReadsNodes>(x);
-  store_row<Traits, Part::kReal>(p, x, batch, channel, 0, thread);
+  transform_row<Traits>(p, fft, x, batch, channel);
+  multiply_spectrum<Spectrum, false>(p, x, p.spectrum, channel, Spectrum::place(fft.thread));
+  fft.template inverse<Traits::kReadsNodes>(x, p.twiddles);
+  store_row<Traits, Part::kReal>(p, x, batch, channel, 0, fft.thread);
   if constexpr (Traits::kIsComplex) {
-    store_row<Traits, Part::kImag>(p, x, batch, channel, Traits::Layout::kPoints, thread);
+    store_row<Traits, Part::kImag>(p, x, batch, channel, Traits::Layout::kPoints, fft.thread);
   }
 }
 
@@ -82,32 +60,28 @@ FFTCONV_DEVICE void convolve_row(const FwdParams& p, const typename Traits::Exch
 template <class Traits>
 FFTCONV_DEVICE void walk_rows(const FwdParams& p, char* s_base) {
   using Node = typename Traits::Node;
-  const int rank = cluster_rank<Node>(), thread = threadIdx.x + rank * Traits::kThreads;
-  complex_t* s_node = reinterpret_cast<complex_t*>(s_base) - rank * Traits::kNodeSlots;
   const long long first = static_cast<long long>(blockIdx.x / Node::kRanks) * p.turns;
   int channel = static_cast<int>(first / p.batch);
   int batch = static_cast<int>(first - static_cast<long long>(channel) * p.batch);
-  const typename Traits::Exchange exchange(
-      s_node, reinterpret_cast<unsigned long long*>(s_base + Traits::kBarrierOffset), thread, rank);
-  const NodePowers<Node::kRanks> powers = node_powers<Node::kRanks>(rank);
+  typename Traits::Fft fft(reinterpret_cast<complex_t*>(s_base),
+                           reinterpret_cast<unsigned long long*>(s_base + Traits::kBarrierOffset), threadIdx.x);
   sync_cluster();
-  if constexpr (!Traits::kReadsNodes) exchange.make_ready();
   for (int turn = 0; turn < p.turns && channel < p.channels; turn++) {
-    convolve_row<Traits>(p, exchange, s_node, batch, channel, thread, turn, powers);
+    convolve_row<Traits>(p, fft, batch, channel);
     if (++batch == p.batch) {
       batch = 0;
       channel++;
     }
   }
-  sync_cluster();  // nothing is sent to a block that is no more
 }
 
 }  // namespace fftconv
 
 struct Config {
-  using Slice = fftconv::SliceLayout<FFTCONV_IS_VECTOR, FFTCONV_LOG2_POINTS, FFTCONV_LOG2_EPT, FFTCONV_LOG2_RADICES>;
-  using Node =
-      fftconv::ClusterLayout<FFTCONV_CLUSTER_BLOCKS, true, FFTCONV_LOG2_POINTS, FFTCONV_LOG2_EPT, FFTCONV_LOG2_RADICES>;
+  using Layouts = fftconv::RowLayouts<FFTCONV_CLUSTER_BLOCKS, FFTCONV_IS_VECTOR, FFTCONV_LOG2_POINTS, FFTCONV_LOG2_EPT,
+                                      FFTCONV_LOG2_RADICES>;
+  using Layout = Layouts::Slice;
+  using Node = Layouts::Node;
   using io_t = FFTCONV_IO_T;
   static constexpr bool kIsComplex = FFTCONV_IS_COMPLEX, kHasTail = FFTCONV_HAS_TAIL;
   static constexpr fftconv::Extras kExtras = static_cast<fftconv::Extras>(FFTCONV_EXTRAS);

@@ -85,24 +85,24 @@ FFTCONV_DEVICE int jobs_of(const WindowsBwdParams& p) { return p.batch * p.windo
 
 // One window; `add` takes its DZ once X is in the stash.
 template <class Traits, class Add>
-FFTCONV_DEVICE void differentiate(const WindowsBwdParams& p, const Row<Traits>& row, Add add) {
-  using Fft = typename Traits::Fft;
+FFTCONV_DEVICE void differentiate(const WindowsBwdParams& p, const Row<Traits>& row, typename Traits::Fft& fft,
+                                  Add add) {
   constexpr int kThreads = Traits::Layout::kThreads;
   const int batch = row.job / p.windows.count;
   const Window window(p.windows, row.job - batch * p.windows.count);
   complex_t x[Traits::Layout::kEpt];
   if constexpr (Traits::kHasSum) {
     load_input<Traits>(p, x, window, batch, row.channel, row.thread);
-    Fft::template forward<false>(x, row.s_exchange, row.thread, p.twiddles, [] {});
+    fft.template forward<false>(x, p.twiddles);
     row.write_stash(x);
     sync_threads<kThreads>();  // all have read the last exchange of X
   }
   load_output_gradient<Traits>(p, x, window, batch, row.channel, row.thread);
-  Fft::template forward<false>(x, row.s_exchange, row.thread, p.twiddles + p.zero, [] {});
+  fft.template forward<false>(x, p.twiddles + p.zero);
   if constexpr (Traits::kHasSum) add(x);
   if constexpr (Traits::kHasInGradient) {
     multiply_spectrum<Traits, true>(p, x, p.spectrum + p.zero, row.channel, row.thread);
-    Fft::template inverse<false>(x, row.s_exchange, row.thread, p.twiddles + p.zero);
+    fft.template inverse<false>(x, p.twiddles + p.zero);
     if (!row.is_active) return;
     if constexpr (Traits::kExtras == Extras::kAny) pass_state<Traits>(p, x, window, batch, row.channel, row.thread);
     store_in_gradients<Traits, Part::kReal>(p, x, window, batch, row.channel, row.thread);
@@ -116,8 +116,9 @@ FFTCONV_DEVICE void differentiate(const WindowsBwdParams& p, const Row<Traits>& 
 
 struct Config {
   using Layout = fftconv::Layout<FFTCONV_IS_VECTOR, FFTCONV_LOG2_POINTS, FFTCONV_LOG2_EPT, FFTCONV_LOG2_RADICES>;
+  using Node = Layout;
   using io_t = FFTCONV_IO_T;
-  static constexpr int kRows = FFTCONV_ROWS;
+  static constexpr int kRows = FFTCONV_ROWS, kSpectrumThreads = Layout::kThreads;
   static constexpr fftconv::Extras kExtras = static_cast<fftconv::Extras>(FFTCONV_EXTRAS);
   static constexpr bool kHasInGradient = FFTCONV_HAS_IN_GRADIENT;  // du, d_in_gate or d_state
   static constexpr bool kHasSum = FFTCONV_HAS_SUM;                 // dk or d_skip

@@ -56,14 +56,13 @@ struct Layout : PassLayout<kIsVector, kLog2Points, kLog2Ept, kLog2Radices...> {
                 "the radices must multiply to the points of a row");
 };
 
-// The passes of a row that is shared by a cluster of kRanks blocks, of one (which has the whole row) or more. Of more,
-// the first pass makes a node for each and is done on the way from and to global memory (see cluster.cuh and
-// slices.cuh). Its nodes never meet again: the block of rank r is the threads r * kThreads / kRanks .. of the other
-// passes, and its exchange buffer that part of a row's.
+// The passes of a row that is shared by a cluster of kRanks blocks. The first one makes a node for each and is done on
+// the way from and to global memory (see slices.cuh). Its nodes never meet again: the block of rank r is the threads
+// r * kThreads / kRanks .. of the other passes, and its exchange buffer that part of a row's.
 template <int kRanks_, bool kIsVector, int kLog2Points, int kLog2Ept, int... kLog2Radices>
 struct ClusterLayout : Layout<kIsVector, kLog2Points, kLog2Ept, kLog2Radices...> {
-  static constexpr int kRanks = kRanks_, kFirst = kRanks > 1;
-  static_assert(kRanks == 1 || kRanks == 1 << ClusterLayout::log2_radix(0), "each block has a node");
+  static constexpr int kRanks = kRanks_, kFirst = 1;
+  static_assert(kRanks == 1 << ClusterLayout::log2_radix(0), "each block has a node");
 };
 
 // The first pass of such a row where each block does a slice of it. A thread has neighbouring columns always, as in the
@@ -71,6 +70,18 @@ struct ClusterLayout : Layout<kIsVector, kLog2Points, kLog2Ept, kLog2Radices...>
 template <bool kIsVector, int kLog2Points, int kLog2Ept, int... kLog2Radices>
 struct SliceLayout : Layout<kIsVector, kLog2Points, kLog2Ept, kLog2Radices...> {
   static constexpr bool kIsFirstAdjacent = true;
+};
+
+// Of kRanks blocks that share a row, or one that has it all: the layouts of what they load and store, and transform.
+template <int kRanks, bool kIsVector, int kLog2Points, int kLog2Ept, int... kLog2Radices>
+struct RowLayouts {
+  using Slice = SliceLayout<kIsVector, kLog2Points, kLog2Ept, kLog2Radices...>;
+  using Node = ClusterLayout<kRanks, true, kLog2Points, kLog2Ept, kLog2Radices...>;
+};
+template <bool kIsVector, int kLog2Points, int kLog2Ept, int... kLog2Radices>
+struct RowLayouts<1, kIsVector, kLog2Points, kLog2Ept, kLog2Radices...> {
+  using Slice = Layout<kIsVector, kLog2Points, kLog2Ept, kLog2Radices...>;
+  using Node = Slice;
 };
 
 template <class Layout, int kPass>

@@ -12,6 +12,14 @@ FFTCONV_DEVICE constexpr int log2_of(int value) { return value == 1 ? 0 : 1 + lo
 template <int kRanks>
 struct NodePowers {
   complex_t of[kRanks];  // t^c
+
+  FFTCONV_DEVICE complex_t at(int c) const {
+    complex_t power = of[0];
+    static_for<kRanks>([&](auto index) {
+      if (c == index.value) power = of[index.value];
+    });
+    return power;
+  }
 };
 
 template <int kRanks>
@@ -37,33 +45,41 @@ struct NodeTraits : Traits {
   };
 };
 
-// x += power * the segment; of the first, whose power is 1, x is set.
-template <bool kIsFirst>
-FFTCONV_DEVICE void add_segment(complex_t& x, float v, complex_t power) {
-  x = kIsFirst ? complex_t{v, 0.f} : complex_t{fmaf(v, power.re, x.re), fmaf(v, power.im, x.im)};
+FFTCONV_DEVICE void add_multiple(complex_t& x, float v, complex_t power) {
+  x = {fmaf(v, power.re, x.re), fmaf(v, power.im, x.im)};
 }
 
+// Of a row of `length` points, and of its gate. Traits::kLoopsOverSegments: one after the other, so that the kernel's
+// instructions fit in their cache; else the loads of all segments are under way at once.
 template <class Traits, bool kIsGated>
-FFTCONV_DEVICE void load_node(const FwdParams& p, complex_t* x, int batch, int channel,
-                              const NodePowers<Traits::Node::kRanks>& powers) {
+FFTCONV_DEVICE void load_node(complex_t* x, const NodePowers<Traits::Node::kRanks>& powers,
+                              const typename Traits::io_t* g_row, const typename Traits::io_t* g_gate, int length) {
   using T = NodeTraits<Traits>;
-  using io_t = typename Traits::io_t;
   constexpr int kRanks = Traits::Node::kRanks, kSegmentPoints = Traits::Layout::kPoints / kRanks;
-  static_for<kRanks>([&](auto segment) {
-    constexpr int first = segment.value * kSegmentPoints;
-    const auto row = [&](const void* g_array, Strides strides) {
-      return InputRow<T>(row_of<io_t>(g_array, strides, batch, channel) + first, p.in_len - first, threadIdx.x);
-    };
-    const auto u = row(p.u, p.u_strides), gate = row(p.in_gate, p.in_gate_strides);
-    const complex_t power = powers.of[segment.value];
+  static_for<Traits::Layout::kEpt>([&](auto slot) { x[slot.value] = {0.f, 0.f}; });
+#pragma unroll(Traits::kLoopsOverSegments ? 1 : kRanks)
+  for (int segment = 0; segment < kRanks; segment++) {
+    const int first = segment * kSegmentPoints, thread = threadIdx.x;
+    const InputRow<T> row(g_row + first, length - first, thread), gate(g_gate + first, length - first, thread);
+    const complex_t power = powers.at(segment);
     for_each_access<T>([&](auto access) {
       using A = decltype(access);
-      float2 v = u.load(access);
+      float2 v = row.load(access);
       if constexpr (kIsGated) v = multiply_each(v, gate.load(access));
-      add_segment<first == 0>(x[A::kSlot], v.x, power);
-      if constexpr (A::kIsPair) add_segment<first == 0>(x[A::kNext], v.y, power);
+      add_multiple(x[A::kSlot], v.x, power);
+      if constexpr (A::kIsPair) add_multiple(x[A::kNext], v.y, power);
     });
-  });
+  }
+}
+template <class Traits>
+FFTCONV_DEVICE void load_node(complex_t* x, const NodePowers<Traits::Node::kRanks>& powers,
+                              const typename Traits::io_t* g_row, const typename Traits::io_t* g_gate, int length,
+                              bool is_gated) {
+  if (is_gated) {
+    load_node<Traits, true>(x, powers, g_row, g_gate, length);
+  } else {
+    load_node<Traits, false>(x, powers, g_row, g_gate, length);
+  }
 }
 
 }  // namespace fftconv

@@ -181,7 +181,8 @@ struct Work {
   }
   FFTCONV_DEVICE void wait_as_sum() const {
     if (task.phase == kRows) {
-      for (int chain = 1; chain <= schedule.chains; chain++) wait_for_row(schedule.batch - chain);
+      // Without rows the sums were there before.
+      for (int row = schedule.batch - 1; row >= 0 && row >= schedule.batch - schedule.chains; row--) wait_for_row(row);
       return;
     }
     wait_for(counters.of_sum(sum.slot, task.phase - 1), (sum.turn + 1) * kParts);

@@ -85,15 +85,20 @@ FFTCONV_DEVICE void mbarrier_arrive(unsigned long long* s_barrier, int rank) {
 // Writes to where `s_target` lies in the shared memory of another block of the cluster, some time before the phase of
 // the mbarrier that lies there as `s_barrier` here completes: its bytes count there. (A barrier of the cluster would
 // make each thread wait for all that it has written to global memory, and empty L1.)
-FFTCONV_DEVICE void store_async(float4* s_target, unsigned long long* s_barrier, int rank, float4 v) {
+// To this block itself (`is_own`) it is a plain store, which does not count; without a branch, of which there would be
+// one for each value.
+FFTCONV_DEVICE void store_async(float4* s_target, unsigned long long* s_barrier, int rank, float4 v, bool is_own) {
   asm volatile(
       "{\n"
       ".reg .b32 target, barrier;\n"
+      ".reg .pred own;\n"
+      "setp.ne.b32 own, %7, 0;\n"
       "mapa.shared::cluster.u32 target, %0, %2;\n"
       "mapa.shared::cluster.u32 barrier, %1, %2;\n"
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [target], {%3, %4, %5, %6}, [barrier];\n"
+      "@own st.shared.v4.f32 [%0], {%3, %4, %5, %6};\n"
+      "@!own st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [target], {%3, %4, %5, %6}, [barrier];\n"
       "}" ::"r"(shared_address(s_target)),
-      "r"(shared_address(s_barrier)), "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+      "r"(shared_address(s_barrier)), "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(static_cast<int>(is_own))
       : "memory");
 }
 
@@ -114,8 +119,12 @@ inline void sync_cluster() {
 inline void mbarrier_arrive(unsigned long long* s_barrier, int rank) {
   fftconv_host_mbarrier_arrive_peer(s_barrier, rank);
 }
-inline void store_async(float4* s_target, unsigned long long* s_barrier, int rank, float4 v) {
-  fftconv_host_store_async(s_target, s_barrier, rank, &v, sizeof(v));
+inline void store_async(float4* s_target, unsigned long long* s_barrier, int rank, float4 v, bool is_own) {
+  if (is_own) {
+    *s_target = v;
+  } else {
+    fftconv_host_store_async(s_target, s_barrier, rank, &v, sizeof(v));
+  }
 }
 inline void mbarrier_init(unsigned long long* s_barrier, int count = 1) {
   fftconv_host_mbarrier_init(s_barrier, count);

@@ -12,6 +12,12 @@
 
 namespace fftconv {
 
+// A kernel's cluster size is that of its Layout, along x.
+template <class Layout>
+FFTCONV_DEVICE int cluster_rank() {
+  return Layout::kRanks > 1 ? static_cast<int>(blockIdx.x % Layout::kRanks) : 0;
+}
+
 // Of a block: Slice is a SliceLayout, Node the ClusterLayout of the same passes. Points are received in the exchange
 // buffer of the block's node, at the places that their thread has in the second pass: nobody else uses these between
 // the passes before and after. The warps of a number exchange by themselves. Two mbarriers of each tell when all has
@@ -23,7 +29,7 @@ struct SliceExchange {
   static constexpr int kRanks = Node::kRanks, kAccesses = First::kAccesses;
   static constexpr int kPitch = Node::pad(Second::offset(Second::slot(1, 0))) / 2;  // float4 from access to access
   static constexpr int kWarps = Node::kThreads / kRanks / 32;
-  static constexpr int kWarpBytes = 32 * kAccesses * static_cast<int>(sizeof(float4));
+  static constexpr int kWarpBytes = 32 * (kAccesses - kAccesses / kRanks) * static_cast<int>(sizeof(float4));
   static constexpr int kBarriers = 2 * kWarps;
 
   static_assert(Node::kFirst == 1 && First::kWidth == 2 && Second::kWidth == 2, "points are exchanged two at a time");
@@ -32,7 +38,7 @@ struct SliceExchange {
 
   float4* s_places;  // of this thread
   unsigned long long *s_received, *s_ready;
-  int rank, lane;
+  int rank, lane, parity;
 
   // Before the first exchange; all blocks of the cluster must have come here before any goes on.
   FFTCONV_DEVICE SliceExchange(complex_t* s_node, unsigned long long* s_barriers, int thread, int own_rank)
@@ -40,34 +46,37 @@ struct SliceExchange {
         s_received(s_barriers + threadIdx.x / 32),
         s_ready(s_received + kWarps),
         rank(own_rank),
-        lane(threadIdx.x % 32) {
+        lane(threadIdx.x % 32),
+        parity(0) {
     if (lane == 0) {
       mbarrier_init(s_received);
       mbarrier_init(s_ready, kRanks);
     }
   }
 
-  // This warp has read all that it will of its places.
+  // This warp has read all that it will of its places: once before each exchange.
   FFTCONV_DEVICE void make_ready() const {
     __syncwarp();
     if (lane < kRanks) mbarrier_arrive(s_ready, lane);
   }
   // x, the points of a thread of one pass, becomes those of the other.
-  FFTCONV_DEVICE void forward(complex_t* x) const { exchange<First, Second>(x, 0); }
-  FFTCONV_DEVICE void inverse(complex_t* x, int parity) const { exchange<Second, First>(x, parity); }
+  FFTCONV_DEVICE void forward(complex_t* x) { exchange<First, Second>(x); }
+  FFTCONV_DEVICE void inverse(complex_t* x) { exchange<Second, First>(x); }
 
  private:
   template <class From, class To>
-  FFTCONV_DEVICE void exchange(complex_t* x, int parity) const {
+  FFTCONV_DEVICE void exchange(complex_t* x) {
     if (lane == 0) mbarrier_expect(s_received, kWarpBytes);
     mbarrier_wait(s_ready, parity);
     float4* s_from_here = s_places + rank * kPitch;
     static_for<kAccesses>([&](auto access) {
       constexpr int peer = access.value % kRanks;
       const complex_t a = x[From::slot(access.value, 0)], b = x[From::slot(access.value, 1)];
-      store_async(s_from_here + (access.value - peer) * kPitch, s_received, peer, make_float4(a.re, a.im, b.re, b.im));
+      const float4 v = make_float4(a.re, a.im, b.re, b.im);
+      store_async(s_from_here + (access.value - peer) * kPitch, s_received, peer, v, peer == rank);
     });
     mbarrier_wait(s_received, parity);
+    parity ^= 1;
     static_for<kAccesses>([&](auto access) {
       const float4 v = s_places[access.value * kPitch];
       x[To::slot(access.value, 0)] = {v.x, v.y};

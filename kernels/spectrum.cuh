@@ -14,6 +14,23 @@ FFTCONV_DEVICE float spectrum_skip(const Params& p, int channel) {
                             : Storage<io_t>::widen(static_cast<const io_t*>(p.skip)[channel]));
 }
 
+// How spectra lie, and what is summed of them: in rows of points, by the threads that share one in the transform of the
+// filter. A block or cluster that shares more points has several of these rows.
+template <class Traits>
+struct SpectrumTraits : Traits {
+  struct Layout {
+    static constexpr int kEpt = Traits::Node::kEpt, kThreads = Traits::kSpectrumThreads;
+  };
+  // Of the first quad of a thread; the others are kThreads apart.
+  FFTCONV_DEVICE static int place(int thread) {
+    if constexpr (Traits::Node::kThreads <= Layout::kThreads) {
+      return thread;
+    } else {
+      return thread / Layout::kThreads * (Layout::kEpt / 2 * Layout::kThreads) + thread % Layout::kThreads;
+    }
+  }
+};
+
 // x times the spectrum of the channel's filter (`g_spectrum` is that of channel 0), or times its conjugate, which is
 // that of the filter reversed in time. kIsEarly: the kernel may have started before the spectrum was written.
 template <class Traits, bool kIsConjugate, bool kIsEarly = false, class Params>

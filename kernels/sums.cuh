@@ -2,46 +2,41 @@
 // there. A block takes *chunks* of rows in a fixed order (see ChunkPlan), holds the sum in registers or, where they do
 // not suffice, in L2, and leaves it in the slot of the chunk.
 #pragma once
-#include "block_fft.cuh"
-#include "cluster.cuh"
 #include "params.cuh"
+#include "row_fft.cuh"
+#include "spectrum.cuh"
 
 namespace fftconv {
 
-// Config: Layout, io_t, kRows and the flags. Shared memory is an exchange buffer a row, then the stash of the block,
-// then two buffers for what the other block of a cluster sends, and an mbarrier for each.
+// Config: the layouts, io_t, kRows and the flags. Shared memory is an exchange buffer a row, then the stash of the
+// block, then the mbarriers of a cluster.
 template <class Config>
 struct SumTraits : Config {
-  using Layout = typename Config::Layout;
-  using Fft = BlockFft<Layout, 1>;
-  static constexpr int kThreads = Config::kRows * Layout::kThreads / Layout::kRanks;  // of a block
-  static constexpr int kQuads = Layout::kEpt / 2;                       // float4 that hold a thread's points
-  static constexpr int kRowSlots = Layout::kRowSlots / Layout::kRanks;  // of a block's exchange buffer
+  using Layout = typename Config::Layout;  // of what is loaded and stored
+  using Node = typename Config::Node;
+  using Fft = RowFft<Layout, Node>;
+  static constexpr int kThreads = Config::kRows * Node::kThreads / Node::kRanks;  // of a block
+  static constexpr int kQuads = Node::kEpt / 2;                                   // float4 that hold a thread's points
+  static constexpr int kRowSlots = Node::kRowSlots / Node::kRanks;                // of a block's exchange buffer
   static constexpr int kStashOffset = Config::kRows * kRowSlots * static_cast<int>(sizeof(complex_t));
-  static constexpr int kPeerOffset =
+  static constexpr int kBarrierOffset =
       kStashOffset + (Config::kHasSum ? Config::kStashQuads * kThreads * static_cast<int>(sizeof(float4)) : 0);
-  static constexpr int kPeerQuads = Layout::kRanks > 1 ? Layout::kEpt / 4 : 0;  // float4 a thread that the peer sends
-  static constexpr int kBarrierOffset = kPeerOffset + 2 * kPeerQuads * kThreads * static_cast<int>(sizeof(float4));
-  static constexpr int kSharedBytes =
-      kBarrierOffset + (Layout::kRanks > 1 ? 2 * static_cast<int>(sizeof(unsigned long long)) : 0);
+  static constexpr int kSharedBytes = kBarrierOffset + Fft::kBarriers * static_cast<int>(sizeof(unsigned long long));
 
   static_assert(Config::kStashQuads <= kQuads, "the stash holds the points of a row");
-  static_assert(Config::kIsSumInRegisters || Config::kRows == 1, "a sum in L2 is that of a block's only row");
+  static_assert(Config::kIsSumInRegisters || (Config::kRows == 1 && Node::kRanks == 1),
+                "a sum in L2 is that of a block's only row");
 };
 
 // Which row, and what this thread has of the block's memory.
 template <class Traits>
 struct Row {
   int job, channel, thread;
-  int next_job;    // of a kernel with prefetch: that follows in the chunk, or itself where it is the last
-  int turn;        // jobs that the block has done
-  bool is_active;  // has a row of its own; otherwise it repeats another one's for the barriers and stores nothing
-  complex_t* s_exchange;
-  float4* s_stash;                 // [kStashQuads][threads a block]
-  float4* g_stash;                 // [kQuads - kStashQuads][threads a block]
-  float4* g_sum;                   // [kQuads][threads a row]
-  float4* s_peer;                  // [2][kPeerQuads][threads a block]: see combine_nodes
-  unsigned long long* s_barriers;  // [2]
+  int next_job;     // of a kernel with prefetch: that follows in the chunk, or itself where it is the last
+  bool is_active;   // has a row of its own; otherwise it repeats another one's for the barriers and stores nothing
+  float4* s_stash;  // [kStashQuads][threads a block]
+  float4* g_stash;  // [kQuads - kStashQuads][threads a block]
+  float4* g_sum;    // [kQuads][threads a row]
 
   FFTCONV_DEVICE void write_stash(const complex_t* x) const {
     constexpr float kScale = 1.f / Traits::Layout::kPoints;  // here, so that the products stay in range
@@ -61,7 +56,7 @@ struct Row {
   // The same with the sum in global memory; `is_first`: there is none yet.
   FFTCONV_DEVICE void add_products_in_memory(const complex_t* x, bool is_first) const {
     static_for<Traits::kQuads>([&](auto i) {
-      float4& g_quad = g_sum[i.value * Traits::Layout::kThreads];
+      float4& g_quad = g_sum[i.value * Traits::kThreads];
       const float4 v = quad<i.value>(), before = is_first ? make_float4(0.f, 0.f, 0.f, 0.f) : g_quad;
       complex_t a = {before.x, before.y}, b = {before.z, before.w};
       add_conj(a, x[2 * i.value], {v.x, v.y});
@@ -89,14 +84,15 @@ struct Row {
 template <class Traits, class Params>
 FFTCONV_DEVICE void flush_sum(const Params& p, char* s_base, const complex_t* sum, int row, int thread,
                               long long slot) {
-  using Layout = typename Traits::Layout;
-  constexpr int kRowQuads = Layout::kPoints / 2, kPitch = Layout::kRowSlots / 2;  // float4 of a row; of its buffer
+  using Node = typename Traits::Node;
+  constexpr int kRowQuads = Node::kPoints / 2, kPitch = Node::kRowSlots / 2;  // float4 of a row; of its buffer
   const int batch_slots = 1 << p.log2_batch_slots, channels = Traits::kRows >> p.log2_batch_slots;
   float4* g_sum = p.sums + slot * channels * kRowQuads;
+  const int place = SpectrumTraits<Traits>::place(thread);
   const auto write = [&](float4* quads) {
     static_for<Traits::kQuads>([&](auto i) {
       const complex_t a = sum[2 * i.value], b = sum[2 * i.value + 1];
-      quads[i.value * Layout::kThreads + thread] = make_float4(a.re, a.im, b.re, b.im);
+      quads[i.value * Traits::kSpectrumThreads + place] = make_float4(a.re, a.im, b.re, b.im);
     });
   };
   if constexpr (Traits::kRows == 1) {
@@ -120,39 +116,30 @@ FFTCONV_DEVICE void flush_sum(const Params& p, char* s_base, const complex_t* su
 }
 
 // Takes a block's chunks in turn, job by job: the rows of a channel, or windows of them. The kernel says how many there
-// are, jobs_of(p), and what is done with one, differentiate(p, row, add), which calls add(x) with its DZ once its X is
-// in the stash.
+// are, jobs_of(p), and what is done with one, differentiate(p, row, fft, add), which calls add(x) with its DZ once its
+// X is in the stash.
 template <class Traits, class Params>
 FFTCONV_DEVICE void walk_chunks(const Params& p, char* s_base) {
-  using Layout = typename Traits::Layout;
-  const int rank = cluster_rank<Layout>();
-  const int row = threadIdx.x / Layout::kThreads, batch_slots = 1 << p.log2_batch_slots;
+  using Node = typename Traits::Node;
+  const int row = threadIdx.x / Node::kThreads, batch_slots = 1 << p.log2_batch_slots;
+  typename Traits::Fft fft(reinterpret_cast<complex_t*>(s_base) + row * Traits::kRowSlots,
+                           reinterpret_cast<unsigned long long*>(s_base + Traits::kBarrierOffset),
+                           threadIdx.x % Node::kThreads);
   Row<Traits> own;
-  own.thread = threadIdx.x % Layout::kThreads + rank * (Layout::kThreads / Layout::kRanks);
-  own.turn = 0;
-  own.s_exchange = reinterpret_cast<complex_t*>(s_base) + row * Layout::kRowSlots - rank * Traits::kRowSlots;
+  own.thread = fft.thread;
   own.s_stash = reinterpret_cast<float4*>(s_base + Traits::kStashOffset) + threadIdx.x;
   own.g_stash = p.stash + static_cast<long long>(blockIdx.x) * (Traits::kQuads - Traits::kStashQuads) * Traits::kThreads
                 + threadIdx.x;
-  own.s_peer = reinterpret_cast<float4*>(s_base + Traits::kPeerOffset) + threadIdx.x;
-  own.s_barriers = reinterpret_cast<unsigned long long*>(s_base + Traits::kBarrierOffset);
 
-  complex_t sum[Traits::kIsSumInRegisters ? Layout::kEpt : 1];
-  const auto clear = [&] {
-    if constexpr (Traits::kIsSumInRegisters) static_for<Layout::kEpt>([&](auto slot) { sum[slot.value] = {0.f, 0.f}; });
-  };
-  clear();
-  if constexpr (Layout::kRanks > 1) {
-    if (threadIdx.x == 0) mbarrier_init(own.s_barriers);
-    if (threadIdx.x == 0) mbarrier_init(own.s_barriers + 1);
-    sync_cluster();  // those of the other block are there too
-  }
-  for (long long chunk = blockIdx.x / Layout::kRanks; chunk < p.chunk_count; chunk += gridDim.x / Layout::kRanks) {
+  complex_t sum[Traits::kIsSumInRegisters ? Node::kEpt : 1];
+  if constexpr (Node::kRanks > 1) sync_cluster();  // the mbarriers of all blocks are there
+  for (long long chunk = blockIdx.x / Node::kRanks; chunk < p.chunk_count; chunk += gridDim.x / Node::kRanks) {
     const long long group = chunk / p.chunks.group_chunks;
     const long long channel = group * (Traits::kRows >> p.log2_batch_slots) + (row >> p.log2_batch_slots);
     const bool has_channel = channel < p.channels;
     own.channel = has_channel ? static_cast<int>(channel) : p.channels - 1;
-    own.g_sum = p.sums + chunk * (Layout::kPoints / 2) + own.thread;
+    if constexpr (Traits::kIsSumInRegisters) static_for<Node::kEpt>([&](auto slot) { sum[slot.value] = {0.f, 0.f}; });
+    own.g_sum = p.sums + chunk * (Node::kPoints / 2) + own.thread;
     const int first = static_cast<int>(chunk % p.chunks.group_chunks) * p.chunks.chunk_steps;
     const int end = min(first + p.chunks.chunk_steps, p.chunks.group_steps);
     for (int step = first; step < end; step++) {
@@ -162,18 +149,16 @@ FFTCONV_DEVICE void walk_chunks(const Params& p, char* s_base) {
       if constexpr (Traits::kHasPrefetch) {
         own.next_job = step + 1 < end ? min(job + batch_slots, jobs_of(p) - 1) : own.job;
       }
-      differentiate(p, own, [&](const complex_t* x) {
+      differentiate(p, own, fft, [&](const complex_t* x) {
         if constexpr (!Traits::kIsSumInRegisters) {
           own.add_products_in_memory(x, step == first);
         } else {
           if (own.is_active) own.add_products(x, sum);
         }
       });
-      own.turn++;
     }
     if constexpr (Traits::kHasSum && Traits::kIsSumInRegisters) {
       flush_sum<Traits>(p, s_base, sum, row, own.thread, chunk);
-      clear();
     }
   }
 }

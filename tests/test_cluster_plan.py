@@ -9,12 +9,20 @@ import pytest
 from fftconv_cupy import plan
 from fftconv_cupy.archs import ARCHS
 from fftconv_cupy.blocks import COMPLEX_BYTES, SYSTEM_BYTES
-from fftconv_cupy.cluster_blocks import CLUSTER_CONFIGS, fitting_cluster_configs, shared_bytes
+from fftconv_cupy.cluster_blocks import (
+    CLUSTER_CONFIGS,
+    GRADIENT_CLUSTERS,
+    fitting_cluster_configs,
+    fitting_gradient_clusters,
+    shared_bytes,
+)
 from fftconv_cupy.cluster_plan import ClusterPlan, cluster_config, make_cluster_plan
+from fftconv_cupy.cluster_vjp_plan import ClusterVjpPlan, make_cluster_vjp_plan
+from fftconv_cupy.kernel_matrix import iter_kernels
 from fftconv_cupy.long_plan import LongPlan, make_long_plan
 from fftconv_cupy.long_vjp_plan import LongVjpPlan
 from fftconv_cupy.plan import max_points
-from fftconv_cupy.problem import make_problem
+from fftconv_cupy.problem import Wanted, make_problem
 
 SHAPES = ((1, 1), (64, 768), (1, 4096), (3, 5), (1000, 1))
 
@@ -33,7 +41,41 @@ def test_configurations_fit_the_gpu(arch: str, points: int) -> None:
     made = plan(2, 3, points, points, arch=arch)
     assert isinstance(made, ClusterPlan)
     assert made.config is config
-    assert isinstance(plan(2, 3, points, points, arch=arch, wrt="u"), LongVjpPlan)
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "sm_100"])
+@pytest.mark.parametrize("points", GRADIENT_CLUSTERS)
+def test_configurations_of_gradients_fit_the_gpu(arch: str, points: int) -> None:
+    limits, config = ARCHS[arch], GRADIENT_CLUSTERS[points]
+    assert config in fitting_gradient_clusters(limits)
+    assert sum(config.log2_radices) == points.bit_length() - 1
+    assert 1 << config.log2_radices[0] == config.cluster_blocks <= 8
+    assert config.log2_radices[1] == 4
+    for wrt in ("u", "k", None):
+        made = plan(2, 3, points, points, arch=arch, wrt=wrt or ("u", "k", "in_gate"), in_gate=True)
+        assert isinstance(made, ClusterVjpPlan)
+        assert made.config is config
+        assert config.backward_blocks * (made.shared_bytes + SYSTEM_BYTES) <= limits.multiprocessor_shared_bytes
+        known = {kernel.spec: kernel for kernel in iter_kernels(arch, fft_sizes=[2 * points])}
+        for spec, shared in made.kernels:
+            if spec in known:
+                assert known[spec].shared_bytes == shared
+        assert made.backward in known
+        assert made.filter in known
+        assert made.filter_backward in known
+
+
+def test_gradients_keep_the_limit_of_the_workspace() -> None:
+    wanted = Wanted(u=True, k=True, skip=True)
+    for points, (batch, channels), is_shared in itertools.product(GRADIENT_CLUSTERS, SHAPES, (False, True)):
+        lengths = {"seqlen": points, "filter_len": points, "shared_filter": is_shared, "skip": True}
+        problem = make_problem("causal", batch=batch, channels=channels, **lengths)
+        made = make_cluster_vjp_plan(problem, wanted, ARCHS["sm_90"])
+        assert made.workspace_bytes + 13 * points <= 64 << 20
+        assert made.filters.config.points == made.sums_back.config.points == points
+        assert made.sums_back.schedule.channels == made.sums_back.schedule.sum_slots == made.channel_group
+        assert made.sums_back.schedule.chains == (1 if made.has_reduce else made.chunks.group_chunks)
+        assert make_cluster_vjp_plan(problem, Wanted(u=True), ARCHS["sm_90"], is_prepared=True).workspace_bytes == 0
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_120"])
@@ -41,6 +83,7 @@ def test_other_gpus_go_through_l2(arch: str) -> None:
     """They have no clusters, or multiprocessors with too little shared memory."""
     for points in CLUSTER_CONFIGS:
         assert isinstance(plan(2, 3, points, points, arch=arch), LongPlan)
+        assert isinstance(plan(2, 3, points, points, arch=arch, wrt=("u", "k")), LongVjpPlan)
 
 
 def test_rows_that_fit_a_block_and_the_longest_have_no_cluster() -> None:
@@ -51,6 +94,8 @@ def test_rows_that_fit_a_block_and_the_longest_have_no_cluster() -> None:
         assert cluster_config(make_problem("causal", batch=1, channels=1, **lengths), limits) is None
         with pytest.raises(ValueError, match="no cluster computes"):
             make_cluster_plan(make_problem("causal", batch=1, channels=1, **lengths), limits)
+        with pytest.raises(ValueError, match="no cluster computes gradients"):
+            make_cluster_vjp_plan(make_problem("causal", batch=1, channels=1, **lengths), Wanted(u=True), limits)
 
 
 @pytest.mark.parametrize("is_shared", [False, True], ids=["own", "shared"])

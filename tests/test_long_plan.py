@@ -10,6 +10,7 @@ from fftconv_cupy import plan
 from fftconv_cupy.archs import ARCHS
 from fftconv_cupy.blocks import BLOCK_CONFIGS
 from fftconv_cupy.cluster_plan import ClusterPlan
+from fftconv_cupy.cluster_vjp_plan import ClusterVjpPlan
 from fftconv_cupy.errors import UnsupportedProblemError
 from fftconv_cupy.long_blocks import LongConfig
 from fftconv_cupy.long_plan import COUNTER_BYTES, LongPlan, make_long_plan
@@ -40,7 +41,9 @@ def test_every_size_has_a_plan_that_fits_the_gpu(arch: str) -> None:
         assert config.shared_bytes <= limits.block_shared_bytes
         assert sum(config.tile_log2_radices) == config.log2_rows
         assert made.blocks <= limits.multiprocessors * config.resident(limits)
-        assert isinstance(plan(2, 3, fft_size // 2, fft_size // 2, dtype=dtype, arch=arch, wrt="k"), LongVjpPlan)
+        assert isinstance(
+            plan(2, 3, fft_size // 2, fft_size // 2, dtype=dtype, arch=arch, wrt="k"), (ClusterVjpPlan, LongVjpPlan)
+        )
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_86", "sm_90"])

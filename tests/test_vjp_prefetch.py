@@ -54,6 +54,7 @@ def lines_of(case: Case, wrt: tuple[str, ...] | None = None) -> tuple[dict[str, 
         (8192, "float16", {"channels": 1, "out_gate": False, "skip_dtype": None}),
         (8192, "float32", {"channels": 1, "in_gate": False, "out_gate": False, "skip_dtype": None}),
         (8192, "bfloat16", {"channels": 1, "seqlen": 4098, "fft_size": 16384}),
+        (16384, "float16", {"channels": 1, "seqlen": 16382, "skip_dtype": None}),  # by the blocks of a cluster together
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else str(value),
 )
@@ -62,7 +63,8 @@ def test_rows_are_brought_into_l2(points: int, dtype: str, changes: dict[str, An
     case = case_of(points, dtype, **changes)
     found, made = lines_of(case)
     assert made.config.points == points
-    assert 1 < made.chunks.chunk_steps < case.batch
+    assert made.chunks.chunk_steps > 1
+    assert made.chunks.group_chunks > 1 or made.backward_config.cluster_blocks > 1
     whole = set(range(0, case.seqlen * ITEM_BYTES[dtype], LINE))
     rows = range(case.batch * case.channels)
     following = {row for row in rows if row % case.batch % made.chunks.chunk_steps}
@@ -78,11 +80,10 @@ def test_rows_are_brought_into_l2(points: int, dtype: str, changes: dict[str, An
     ("points", "changes", "wrt"),
     [
         (2048, {}, None),
-        (16384, {}, None),
         (4096, {"seqlen": 6002}, None),  # with an imaginary part
         (4096, {}, ("u", "in_gate")),
     ],
-    ids=["2048", "16384", "complex", "no sum"],
+    ids=["2048", "complex", "no sum"],
 )
 def test_nothing_is_asked_for_elsewhere(points: int, changes: dict[str, Any], wrt: tuple[str, ...] | None) -> None:
     found, _ = lines_of(case_of(points, "float16", **{"batch": 3, **changes}), wrt)
