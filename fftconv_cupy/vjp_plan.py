@@ -26,6 +26,8 @@ from fftconv_cupy.source import KernelSpec
 
 _MANY_CHUNKS = 8  # sums of a channel that the filter's kernel adds up by itself
 _MOST_CHUNKS = 16  # of a channel where there are enough channels for all blocks: each leaves a sum in the workspace
+_GROUP_STEPS = 4  # what a group of channels costs beside its rows, in the time of a step
+_MOST_TRIED = 200  # sizes of groups
 _ALIGNMENT = 256  # of each part of the workspace, in bytes
 
 
@@ -249,6 +251,9 @@ def make_chunks(channels: int, jobs: int, config: BlockConfig, batch_slots: int,
     return Chunks(groups, group_steps, chunk_steps, group_chunks, min(most, groups * group_chunks))
 
 
+Group = tuple[int, Chunks, bool, Workspace]  # channels; how their rows are dealt out; sums are reduced; workspace
+
+
 def channel_groups(
     problem: Problem,
     wanted: Wanted,
@@ -260,31 +265,56 @@ def channel_groups(
     jobs: int,
     *,
     limit: int | None = None,
-) -> tuple[int, Chunks, bool, Workspace]:
-    """Return the channels of a group, and what follows: as few groups as the workspace limit allows, of like size.
+) -> Group:
+    """Return the channels of a group and what follows: as many as the workspace limit allows, or somewhat fewer.
 
-    `jobs` are those of a channel: its rows, or windows of them; `limit` that of the workspace, None `WORKSPACE_LIMIT`.
+    All blocks wait for the last chunks of a group. Of several groups, those are taken that are done soonest.
+
+    Args:
+        problem: the convolution.
+        wanted: which gradients.
+        config: the block configuration.
+        variant: flags of the kernel.
+        slots: batch slots of a block.
+        resident: blocks that the GPU holds at a time, or clusters.
+        needs_spectrum: it lies in the workspace.
+        jobs: of a channel, its rows or windows of them.
+        limit: of the workspace, in bytes; None means `WORKSPACE_LIMIT`.
     """
-    groups = 1
-    while True:
-        group = -(-problem.channels // groups)
-        chunks = make_chunks(group, jobs, config, slots, resident)
+
+    def of_channels(channels: int) -> Group:
+        chunks = make_chunks(channels, jobs, config, slots, resident)
         has_reduce = variant.has_sum and (problem.shared_filter or chunks.group_chunks > _MANY_CHUNKS)
         row_bytes = config.points * COMPLEX_BYTES
         stash_bytes = (config.quads - variant.stash_quads) * config.threads * config.cluster_blocks * QUAD_BYTES
         sizes = (
-            row_bytes * (1 if problem.shared_filter else group) * needs_spectrum,
+            row_bytes * (1 if problem.shared_filter else channels) * needs_spectrum,
             row_bytes * (config.rows // slots) * chunks.count * variant.has_sum,
             stash_bytes * chunks.blocks * variant.has_sum,
-            row_bytes * group * has_reduce,
+            row_bytes * channels * has_reduce,
             row_bytes * (has_reduce and problem.shared_filter and wanted.k),
         )
         offsets = [0]
         for size in sizes:
             offsets.append(offsets[-1] + -(-size // _ALIGNMENT) * _ALIGNMENT)
-        if offsets[-1] <= (limit or WORKSPACE_LIMIT) or group == 1:
-            return group, chunks, has_reduce, Workspace(*offsets)
-        groups = max(groups + 1, -(-problem.channels // max(1, group * 7 // 8)))
+        return channels, chunks, has_reduce, Workspace(*offsets)
+
+    def fits(group: Group) -> bool:
+        return group[3].nbytes <= (limit or WORKSPACE_LIMIT) or group[0] == 1
+
+    def duration(group: Group) -> int:
+        """Return the time of all groups, in that of a step."""
+        whole, rest = divmod(problem.channels, group[0])
+        groups = [group[1]] * whole + ([make_chunks(rest, jobs, config, slots, resident)] if rest else [])
+        return sum(-(-chunks.count // resident) * chunks.chunk_steps + _GROUP_STEPS for chunks in groups)
+
+    most = problem.channels
+    while not fits(of_channels(most)):
+        most = max(1, min(most - 1, most * 15 // 16))
+    if most == problem.channels:
+        return of_channels(most)
+    fewer = range(most, most // 2, -max(1, most // _MOST_TRIED))
+    return min(filter(fits, map(of_channels, fewer)), key=duration)
 
 
 def launches_of(
