@@ -190,45 +190,60 @@ struct MmaFft {
     return Layout::chunk(line, lane % 8 + lane / 16 * 8, 0) + (lane / 8 % 2 == 0 ? Layout::kPlaneBytes : 0);
   }
 
-  // The other passes of a line, at `offset` in the slab (see line_offset), times the spectrum, and back. Of pairs in an
-  // array [c] is by the parity of the index that is transformed next, or [h] by the upper half of the one that was
-  // last.
-  FFTCONV_DEVICE static void convolve_line(char* s_slab, int offset, const unsigned (&matrix)[4][4],
-                                           const LineFactors<Layout>& factors) {
-    unsigned words[2][4];  // [n2 parity]: imaginary and real parts of even n1, then of odd n1
-    Pair z[2][2];          // [j1 half][n2 parity]: row j1 % 8 = g, columns n2 / 2 = 2t and 2t + 1
+  // A line's spectrum: [j1 half][j2 half], rows j1 % 8 = g, columns j2 % 8 = 2t and 2t + 1. Of pairs in other arrays
+  // [c] is by the parity of the index that is transformed next, or [h] by the upper half of the one that was last.
+  using Spectrum = Pair[2][2];
+
+  // The other passes of a line there, at `offset` in the slab (see line_offset).
+  FFTCONV_DEVICE static void forward_line(Spectrum& w, const char* s_slab, int offset, const unsigned (&matrix)[4][4],
+                                          const LineFactors<Layout>& factors) {
+    Pair z[2][2];  // [j1 half][n2 parity]: row j1 % 8 = g, columns n2 / 2 = 2t and 2t + 1
 #pragma unroll
     for (int c = 0; c < 2; c++) {
-      load_transposed(words[c], s_slab + (offset ^ (16 * c)));
+      unsigned words[4];  // imaginary and real parts of even n1, then of odd n1
+      load_transposed(words, s_slab + (offset ^ (16 * c)));
       Pair even, odd;
-      Arithmetic::product(even.im, even.re, matrix[0], words[c][0], words[c][1]);
-      Arithmetic::product(odd.im, odd.re, matrix[1], words[c][2], words[c][3]);
+      Arithmetic::product(even.im, even.re, matrix[0], words[0], words[1]);
+      Arithmetic::product(odd.im, odd.re, matrix[1], words[2], words[3]);
       z[0][c] = even + odd;
       z[1][c] = even - odd;
 #pragma unroll
       for (int h = 0; h < 2; h++) z[h][c].multiply(factors.forward.pair[2 * c + h]);
     }
-    Pair w[2][2];  // [j1 half][j2 half]: row j1 % 8 = g, columns j2 % 8 = 2t and 2t + 1
-    {
-      Pair sum[2][2];  // [n2 parity][j1 half]
+    Pair sum[2][2];  // [n2 parity][j1 half]
 #pragma unroll
-      for (int c = 0; c < 2; c++) {
-        const unsigned a[4] = {Arithmetic::pack(z[0][c].re), Arithmetic::pack(z[1][c].re), Arithmetic::pack(z[0][c].im),
-                               Arithmetic::pack(z[1][c].im)};
-        Arithmetic::product(sum[c][0].re, sum[c][1].re, a, matrix[c][0], matrix[c][1]);
-        Arithmetic::product(sum[c][0].im, sum[c][1].im, a, matrix[c][2], matrix[c][3]);
-      }
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        w[h][0] = sum[0][h] + sum[1][h];
-        w[h][1] = sum[0][h] - sum[1][h];
-      }
+    for (int c = 0; c < 2; c++) {
+      const unsigned a[4] = {Arithmetic::pack(z[0][c].re), Arithmetic::pack(z[1][c].re), Arithmetic::pack(z[0][c].im),
+                             Arithmetic::pack(z[1][c].im)};
+      Arithmetic::product(sum[c][0].re, sum[c][1].re, a, matrix[c][0], matrix[c][1]);
+      Arithmetic::product(sum[c][0].im, sum[c][1].im, a, matrix[c][2], matrix[c][3]);
     }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-#pragma unroll
-      for (int i = 0; i < 2; i++) w[h][i].multiply(factors.spectrum.pair[2 * i + h]);
+      w[h][0] = sum[0][h] + sum[1][h];
+      w[h][1] = sum[0][h] - sum[1][h];
     }
+  }
+
+  // w times the filter's spectrum, or its conjugate.
+  template <bool kIsConjugate>
+  FFTCONV_DEVICE static void multiply_line(Spectrum& w, const Factors& spectrum) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        if constexpr (kIsConjugate) {
+          w[h][i].multiply_conj(spectrum.pair[2 * i + h]);
+        } else {
+          w[h][i].multiply(spectrum.pair[2 * i + h]);
+        }
+      }
+    }
+  }
+
+  // The same passes back, to where the line came from.
+  FFTCONV_DEVICE static void inverse_line(const Spectrum& w, char* s_slab, int offset, const unsigned (&matrix)[4][4],
+                                          const LineFactors<Layout>& factors) {
     Pair v[2][2];  // [n2 parity][j1 half]: row n2 / 2 = g, columns j1 % 8 = 2t and 2t + 1
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -242,36 +257,45 @@ struct MmaFft {
       Pair x[2];  // [n1 parity]: row n1 / 2 = g, columns n2 / 2 = 2t and 2t + 1
       x[0].multiply_matrix(matrix[2], v[c][0] + v[c][1]);
       x[1].multiply_matrix(matrix[3], v[c][0] - v[c][1]);
+      unsigned words[4];  // imaginary and real parts of even n1, then of odd n1
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         if constexpr (!Layout::kHasColumnMatrices) x[i].multiply_conj(factors.twiddle.factor[i]);
-        words[c][2 * i] = Arithmetic::pack(x[i].im);
-        words[c][2 * i + 1] = Arithmetic::pack(x[i].re);
+        words[2 * i] = Arithmetic::pack(x[i].im);
+        words[2 * i + 1] = Arithmetic::pack(x[i].re);
       }
-      store_matrices(s_slab + (offset ^ (16 * c)), words[c]);
+      store_matrices(s_slab + (offset ^ (16 * c)), words);
     }
   }
 
-  // A lane's address of the matrices of a strip's first n1: of j0, then of n2 by parity.
-  FFTCONV_DEVICE static int column_offset(int strip, int lane) {
-    return Layout::chunk(lane % 16, Layout::label(Layout::column_n1(strip, 0)), lane / 16);
+  // A lane's address of the matrices of an n1: of j0, then of n2 by parity.
+  FFTCONV_DEVICE static int column_offset(int n1, int lane) {
+    return Layout::chunk(lane % 16, Layout::label(n1), lane / 16);
   }
 
-  // The last pass, for one n1, whose matrices are at s_column: body(group, lower, values) gets the four points n2 = 4t
-  // .. 4t + 3 of line 16 group + 8 lower + g.
-  template <class Body>
-  FFTCONV_DEVICE static void inverse_column(const char* s_column, int n1, int lane, const uint4* g_table, Body body) {
-    unsigned re[Layout::kGroups][4], im[Layout::kGroups][4];
+  // The last pass, for one n1 of kSlabs slabs, whose matrices are at s_columns: body(slab, group, lower, values) gets
+  // the four points n2 = 4t .. 4t + 3 of line 16 group + 8 lower + g of a slab. kUnrolled: groups whose code is laid
+  // out.
+  template <int kUnrolled, int kSlabs, class Body>
+  FFTCONV_DEVICE static void inverse_column(const char* const (&s_columns)[kSlabs], int n1, int lane,
+                                            const uint4* g_table, Body body) {
+    unsigned re[kSlabs][Layout::kGroups][4], im[kSlabs][Layout::kGroups][4];
 #pragma unroll
-    for (int from = 0; from < Layout::kGroups; from++) {
-      load_transposed(re[from], s_column + from * 16 * 512);
-      load_transposed(im[from], s_column + from * 16 * 512 + Layout::kPlaneBytes);
+    for (int slab = 0; slab < kSlabs; slab++) {
+#pragma unroll
+      for (int from = 0; from < Layout::kGroups; from++) {
+        load_transposed(re[slab][from], s_columns[slab] + from * 16 * 512);
+        load_transposed(im[slab][from], s_columns[slab] + from * 16 * 512 + Layout::kPlaneBytes);
+      }
     }
-#pragma unroll 1
+#pragma unroll kUnrolled
     for (int group = 0; group < Layout::kGroups; group++) {
-      float sum[2][4];  // [n2 parity]
+      float sum[kSlabs][2][4];  // [n2 parity]
 #pragma unroll
-      for (int v = 0; v < 4; v++) sum[0][v] = sum[1][v] = 0.f;
+      for (int slab = 0; slab < kSlabs; slab++) {
+#pragma unroll
+        for (int v = 0; v < 4; v++) sum[slab][0][v] = sum[slab][1][v] = 0.f;
+      }
 #pragma unroll
       for (int from = 0; from < Layout::kGroups; from++) {
         unsigned cosine[4], sine[4];
@@ -280,16 +304,22 @@ struct MmaFft {
         load_fragment(cosine, g_matrix);
         load_fragment(sine, g_matrix + 32);
 #pragma unroll
-        for (int c = 0; c < 2; c++) {
-          add_product(sum[c], cosine, re[from][2 * c], re[from][2 * c + 1]);
-          add_product(sum[c], sine, im[from][2 * c], im[from][2 * c + 1]);
+        for (int slab = 0; slab < kSlabs; slab++) {
+#pragma unroll
+          for (int c = 0; c < 2; c++) {
+            add_product(sum[slab][c], cosine, re[slab][from][2 * c], re[slab][from][2 * c + 1]);
+            add_product(sum[slab][c], sine, im[slab][from][2 * c], im[slab][from][2 * c + 1]);
+          }
         }
       }
+      static_for<kSlabs>([&](auto slab) {
+        const auto& v = sum[slab.value];
 #pragma unroll
-      for (int lower = 0; lower < 2; lower++) {
-        body(group, lower,
-             make_float4(sum[0][2 * lower], sum[1][2 * lower], sum[0][2 * lower + 1], sum[1][2 * lower + 1]));
-      }
+        for (int lower = 0; lower < 2; lower++) {
+          body(slab, group, lower,
+               make_float4(v[0][2 * lower], v[1][2 * lower], v[0][2 * lower + 1], v[1][2 * lower + 1]));
+        }
+      });
     }
   }
 

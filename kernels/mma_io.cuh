@@ -40,7 +40,7 @@ FFTCONV_DEVICE void write_points(typename Traits::io_t* g_row, int index, int le
   using pair_t = typename S::pair_t;
   if constexpr (Traits::kIsWide) {
     if (Traits::kHasTail && index >= length) return;
-    const pair_t pairs[2] = {S::narrow2(v.x, v.y), S::narrow2(v.z, v.w)};
+    alignas(8) const pair_t pairs[2] = {S::narrow2(v.x, v.y), S::narrow2(v.z, v.w)};
     *reinterpret_cast<uint2*>(g_row + index) = *reinterpret_cast<const uint2*>(pairs);
   } else {
     const float values[4] = {v.x, v.y, v.z, v.w};
@@ -63,6 +63,16 @@ FFTCONV_DEVICE unsigned word_of_ones() {
   return *reinterpret_cast<const unsigned*>(&pair);
 }
 
+// The arrays that rows are read from, and the points of a row.
+struct StripArrays {
+  const void* values;
+  Strides value_strides;
+  const void* gate;
+  Strides gate_strides;
+  int length;
+  bool has_gate;
+};
+
 // What a thread reads of a strip: of each 16 lines those of `line_of`, kTiles neighbouring points of each.
 template <class Traits>
 struct StripInput {
@@ -71,7 +81,7 @@ struct StripInput {
   static constexpr int kWords = Layout::kTiles / 2;
   static constexpr bool kMayHaveGate = Traits::kExtras != Extras::kNone;
 
-  unsigned u[Layout::kGroups][4][kWords];
+  unsigned words[Layout::kGroups][4][kWords];
   unsigned gate[Layout::kGroups][4][kMayHaveGate ? kWords : 1];
 
   FFTCONV_DEVICE static constexpr int line_of(int slot) { return slot / 2 * 8 + slot % 2; }  // + 2t
@@ -79,23 +89,23 @@ struct StripInput {
   FFTCONV_DEVICE static int row_of_slot(int slot, int t) { return (line_of(slot) + 2 * t) / Layout::kRadix; }
 
   // at(row) gives batch and channel of a row of the slab.
-  template <class Params, class At>
-  FFTCONV_DEVICE void load(const Params& p, int strip, int lane, At at) {
+  template <class At>
+  FFTCONV_DEVICE void load(const StripArrays& arrays, int strip, int lane, At at) {
     const int g = lane / 4, t = lane % 4, column = (8 * strip + g) * Layout::kTiles;
 #pragma unroll
     for (int slot = 0; slot < 4; slot++) {
       const auto where = at(Layout::kSlabRows == 1 ? 0 : row_of_slot(slot, t));
       // The thread's part of an address, and a constant where all lines are of one row.
       const int base = 256 * (Layout::kSlabRows == 1 ? 2 * t : (line_of(slot) + 2 * t) % Layout::kRadix) + column;
-      const int length = p.in_len - base;
-      const io_t* g_u = row_of<io_t>(p.u, p.u_strides, where.batch, where.channel) + base;
-      const io_t* g_gate = row_of<io_t>(p.in_gate, p.in_gate_strides, where.batch, where.channel) + base;
+      const int length = arrays.length - base;
+      const io_t* g_row = row_of<io_t>(arrays.values, arrays.value_strides, where.batch, where.channel) + base;
+      const io_t* g_gate = row_of<io_t>(arrays.gate, arrays.gate_strides, where.batch, where.channel) + base;
 #pragma unroll
       for (int group = 0; group < Layout::kGroups; group++) {
         const int offset = Layout::kSlabRows == 1 ? 256 * (16 * group + line_of(slot)) : 0;
-        read_words<Traits>(u[group][slot], g_u, offset, length);
+        read_words<Traits>(words[group][slot], g_row, offset, length);
         if constexpr (kMayHaveGate) {
-          if (has_gate<Traits>(p.has_in_gate)) {
+          if (arrays.has_gate) {
             read_words<Traits>(gate[group][slot], g_gate, offset, length);
           } else {
 #pragma unroll
@@ -107,7 +117,7 @@ struct StripInput {
   }
 
   FFTCONV_DEVICE float2 values(int group, int slot, int word) const {
-    const float2 v = points_of<io_t>(u[group][slot][word]);
+    const float2 v = points_of<io_t>(words[group][slot][word]);
     if constexpr (kMayHaveGate) return multiply_each(v, points_of<io_t>(gate[group][slot][word]));
     return v;
   }
@@ -128,7 +138,7 @@ struct StripInput {
 #pragma unroll
       for (int group = 0; group < Layout::kGroups; group++) {
 #pragma unroll
-        for (int i = 0; i < kWords; i++) bits = larger_halves(bits, u[group][slot][i] & 0x7fff7fffu);
+        for (int i = 0; i < kWords; i++) bits = larger_halves(bits, words[group][slot][i] & 0x7fff7fffu);
       }
       const float2 v = points_of<io_t>(bits);
       bits = max(__float_as_uint(v.x), __float_as_uint(v.y));
