@@ -12,7 +12,7 @@ import pytest
 from bench_session import RECORD_KEYS, FakeClock, session
 from click.testing import CliRunner
 
-from fftconv_cupy import Gradients, api, fftconv_vjp
+from fftconv_cupy import Gradients, ahead, fftconv_vjp
 from fftconv_cupy.archs import ARCHS
 from fftconv_cupy.benchmarks import baselines
 from fftconv_cupy.benchmarks.baselines import OURS
@@ -124,7 +124,7 @@ def test_who_can_differentiate_is_timed_beside_ours():
 
 
 def test_records_tell_the_direction_and_the_launches(monkeypatch):
-    monkeypatch.setattr(api, "_current_limits", lambda name: ARCHS["sm_90"])
+    monkeypatch.setattr(ahead, "_current_limits", lambda name: ARCHS["sm_90"])
     timed = session(lambda cell: 1.0)
     list(timed.run([CELL], 1))
     (record,) = timed.records()
