@@ -26,6 +26,7 @@ from fftconv_cupy.depthwise_problem import (
     make_depthwise_problem,
 )
 from fftconv_cupy.depthwise_reference import DepthwiseReference
+from fftconv_cupy.depthwise_steps import row_alignment
 from fftconv_cupy.problem import CPU_DTYPES, DTYPES, ITEM_BYTES
 from fftconv_cupy.readers import NUMPY_DTYPES
 from fftconv_cupy.source import KernelSpec
@@ -97,10 +98,9 @@ class DepthwiseCase:
         return self.layout
 
     @property
-    def is_vector(self) -> bool:
-        """Whether all rows can be read 16 bytes at a time, once a gapped array is copied."""
-        points = self.seqlen | self.problem.out_len if self.layout == "BHL" else self.channels
-        return points * ITEM_BYTES[self.dtype] % 16 == 0 and self.placing != "strided"
+    def alignment(self) -> int:
+        """Bytes at multiples of which all rows lie, once a gapped array is copied."""
+        return row_alignment(self.problem) if self.placing != "strided" else ITEM_BYTES[self.dtype]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -134,10 +134,10 @@ class DepthwiseJob:
         if self.check is update:
             return [step.spec for step in make_depthwise_update_plan(problem, limits).steps]
         wanted = DepthwiseWanted(True, True, problem.bias_dtype is not None, problem.has_initial_state)
-        is_vector, is_final = self.case.is_vector, problem.has_final_state
-        made = make_depthwise_plan(problem, limits, is_vector=is_vector)
+        alignment, is_final = self.case.alignment, problem.has_final_state
+        made = make_depthwise_plan(problem, limits, alignment=alignment)
         if self.check is not outputs:
-            made = make_depthwise_vjp_plan(problem, wanted, limits, is_vector=is_vector, has_final_gradient=is_final)
+            made = make_depthwise_vjp_plan(problem, wanted, limits, alignment=alignment, has_final_gradient=is_final)
         return [step.spec for step in made.steps]
 
     def run(self, place: Place) -> Finding:

@@ -23,13 +23,14 @@ TILE_THREADS = 256  # of depthwise_tile, depthwise_taps and depthwise_mma
 RUN = 16  # points of a thread of depthwise_tile, and points between gaps in shared memory
 GROUP_TAPS = 8  # of a thread of depthwise_taps
 MAX_GROUPS = 8  # of taps in a block of it
-MAX_FORWARD_TAPS = 16  # of depthwise_fwd
-MAX_BACKWARD_TAPS = 8  # of depthwise_bwd
+MAX_ROW_TAPS = 16  # of depthwise_fwd and depthwise_bwd
 EPILOGUES = ("none", "silu", "slope")  # in the order of the kernel's enum
 MATRIX_DTYPES = ("float16", "bfloat16")  # of depthwise_mma, as CUDA's tensor cores have them
 MAX_MATRIX_STEPS = 9  # of 16 taps: as many as the longest filter takes
 LEAST_MATRIX_TAPS = 9  # for which tensor cores are worth it where registers cannot do without them
 CHUNK_POINTS = 8  # that depthwise_mma moves at a time
+_SHIFTED_BLOCKS = 4  # of a multiprocessor, of depthwise_fwd and depthwise_bwd where vectors are shifted
+_NARROW_ROWS, _NARROW_BLOCKS = 16, 5  # at most, where threads take fewer channels
 MATRIX_TILES = 2  # of 128 outputs that a warp of it takes at a time
 _MATRIX_CAPABILITY = 80
 _AXES = ("BHL", "BLH")  # in the order of the kernels' enum
@@ -53,27 +54,34 @@ class RowShape(NamedTuple):
         repeat: of these at a time: in BHL side by side (backward) or a block apart, in BLH in time.
         min_blocks: blocks that should fit on a multiprocessor; bounds the registers of a thread.
         log2_lanes: in BLH, of the threads side by side along the channels, at most.
+        is_ring: in BLH, what a thread holds of the rows before stays in its registers: for as many rows in time as
+            taps, or more. That of depthwise_bwd always does.
     """
 
     vector: int
     repeat: int
     min_blocks: int
     log2_lanes: int = 7
+    is_ring: bool = False
 
 
 ROW_SHAPES = {
-    ("BHL", False, 2): ((8, RowShape(8, 4, 4)), (16, RowShape(8, 2, 4))),
+    ("BHL", False, 2): ((8, RowShape(8, 4, 4)), (16, RowShape(8, 2, 8))),
     ("BHL", False, 4): ((8, RowShape(4, 2, 6)), (16, RowShape(4, 2, 4))),
-    ("BLH", False, 2): ((8, RowShape(4, 8, 4, 5)), (16, RowShape(2, 8, 3))),
-    ("BLH", False, 4): ((8, RowShape(4, 4, 3)), (16, RowShape(2, 8, 3))),
-    ("BHL", True, 2): ((5, RowShape(8, 1, 4)), (8, RowShape(8, 1, 8))),
-    ("BHL", True, 4): ((8, RowShape(4, 2, 4)),),
-    ("BLH", True, 2): ((4, RowShape(4, 4, 3)), (6, RowShape(2, 8, 3)), (7, RowShape(2, 8, 4)), (8, RowShape(2, 8, 3))),
-    ("BLH", True, 4): ((8, RowShape(2, 8, 3)),),
+    ("BLH", False, 2): (
+        (8, RowShape(4, 8, 4, 5)),
+        (12, RowShape(2, 12, 4, 6, is_ring=True)),
+        (16, RowShape(2, 16, 3, 5, is_ring=True)),
+    ),
+    ("BLH", False, 4): ((8, RowShape(4, 4, 3)), (16, RowShape(2, 16, 3, is_ring=True))),
+    ("BHL", True, 2): ((5, RowShape(8, 1, 4)), (8, RowShape(8, 1, 8)), (16, RowShape(8, 2, 3))),
+    ("BHL", True, 4): ((8, RowShape(4, 2, 4)), (16, RowShape(4, 4, 3))),
+    ("BLH", True, 2): ((4, RowShape(4, 8, 2, 6)), (8, RowShape(2, 8, 4)), (16, RowShape(2, 16, 2))),
+    ("BLH", True, 4): ((8, RowShape(2, 8, 3)), (16, RowShape(1, 16, 3))),
 }
 """By layout, direction (backward) and bytes of an element: up to how many taps which shape.
 
-In BLH the taps, points and sums of so many channels fit in registers.
+In BLH the taps, points and sums of so many channels fit in registers, and a thread keeps as many rows as it has taps.
 """
 
 
@@ -90,6 +98,7 @@ class RowVariant:
         is_backward: depthwise_bwd.
         has_input: the gradient of x is made.
         has_sums: the gradients of weight and bias are made.
+        alignment: bytes at multiples of which all rows lie: those of a vector or fewer.
     """
 
     dtype: str
@@ -100,12 +109,33 @@ class RowVariant:
     is_backward: bool = False
     has_input: bool = False
     has_sums: bool = False
+    alignment: int = VECTOR_BYTES
+
+    @property
+    def is_shifted(self) -> bool:
+        """Vectors are read around a thread's points, and shifted in registers."""
+        return self.layout == "BHL" and self.alignment < VECTOR_BYTES
 
     @property
     def shape(self) -> RowShape:
-        """What a thread takes: the row of `ROW_SHAPES` that holds for so many taps."""
-        table = ROW_SHAPES[self.layout, self.is_backward, ITEM_BYTES[self.dtype]]
-        return next(shape for most_taps, shape in table if self.taps <= most_taps)
+        """What a thread takes: the row of `ROW_SHAPES` that holds for so many taps, as far as the alignment allows."""
+        item = ITEM_BYTES[self.dtype]
+        table = ROW_SHAPES[self.layout, self.is_backward, item]
+        shape = next(shape for most_taps, shape in table if self.taps <= most_taps)
+        if self.is_shifted:
+            return shape._replace(min_blocks=min(shape.min_blocks, _SHIFTED_BLOCKS))
+        if self.layout == "BHL":
+            return shape
+        if self.alignment == VECTOR_BYTES:
+            return shape
+        # Fewer bytes for each thread, so more threads and rows; and the longest pieces of rows, whose ends are shared.
+        narrower = max(1, shape.vector * item // self.alignment)
+        return shape._replace(
+            vector=shape.vector // narrower,
+            repeat=shape.repeat if self.is_backward else min(_NARROW_ROWS, shape.repeat * narrower),
+            min_blocks=min(_NARROW_BLOCKS, shape.min_blocks * narrower),
+            log2_lanes=ROW_THREADS.bit_length() - 1,
+        )
 
     @property
     def shared_bytes(self) -> int:
@@ -128,7 +158,7 @@ class TileVariant:
         width: of the filter.
         epilogue: one of `EPILOGUES`.
         has_seq_idx: with sequence indices.
-        is_vector: 16 bytes are accessed together.
+        is_vector: 16 bytes are accessed together; always so in "BHL", where rows may begin anywhere.
     """
 
     in_dtype: str
@@ -195,6 +225,7 @@ class MatrixVariant:
         steps: of 16 taps, see `matrix_steps`.
         is_split: a tap is the sum of two numbers of `dtype`, since that of the taps is another one.
         has_silu: with the activation.
+        is_shifted: rows begin at no multiple of 16 bytes, and are shifted in registers.
     """
 
     dtype: str
@@ -203,6 +234,7 @@ class MatrixVariant:
     steps: int
     is_split: bool
     has_silu: bool
+    is_shifted: bool
 
     @property
     def shared_bytes(self) -> int:
@@ -237,8 +269,10 @@ def row_spec(variant: RowVariant) -> KernelSpec:
         ("FFTCONV_PAD", str(variant.pad)),
         ("FFTCONV_VECTOR", str(variant.shape.vector)),
         ("FFTCONV_REPEAT", str(variant.shape.repeat)),
+        ("FFTCONV_IS_RING", str(int(variant.shape.is_ring))),
         ("FFTCONV_THREADS", str(ROW_THREADS)),
         ("FFTCONV_MIN_BLOCKS", str(variant.shape.min_blocks)),
+        ("FFTCONV_IS_SHIFTED", str(int(variant.is_shifted))),
         ("FFTCONV_HAS_SILU", str(int(variant.has_silu))),
         ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(DepthwiseParams))),
     ]
@@ -284,6 +318,7 @@ def matrix_spec(variant: MatrixVariant) -> KernelSpec:
         ("FFTCONV_TILES", str(MATRIX_TILES)),
         ("FFTCONV_IS_SPLIT", str(int(variant.is_split))),
         ("FFTCONV_IS_SCALED", str(int(variant.is_split and variant.dtype == "float16"))),
+        ("FFTCONV_IS_SHIFTED", str(int(variant.is_shifted))),
         ("FFTCONV_HAS_SILU", str(int(variant.has_silu))),
         ("FFTCONV_CHANNELS", str(variant.shape[0])),
         ("FFTCONV_POINTS", str(variant.shape[1])),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.blocks import CUDA_TYPES, REDUCE_THREADS
@@ -11,15 +12,15 @@ from fftconv_cupy.depthwise_kernels import (
     EPILOGUES,
     MATRIX_DTYPES,
     MATRIX_SHAPES,
-    MAX_BACKWARD_TAPS,
-    MAX_FORWARD_TAPS,
     MAX_GROUPS,
     MAX_MATRIX_STEPS,
+    MAX_ROW_TAPS,
     ROW_THREADS,
     RUN,
     TAPS_SHAPES,
     TILE_SHAPES,
     TILE_THREADS,
+    VECTOR_BYTES,
     MatrixVariant,
     RowVariant,
     TapsVariant,
@@ -36,8 +37,10 @@ from fftconv_cupy.depthwise_kernels import (
 )
 from fftconv_cupy.depthwise_problem import LAYOUTS, MAX_WIDTH
 from fftconv_cupy.kernel_matrix import Kernel
+from fftconv_cupy.problem import ITEM_BYTES
 
 _BOOLEANS = (False, True)
+_ALIGNMENTS = (2, 4, 8, VECTOR_BYTES)  # of rows, in bytes
 
 
 def iter_depthwise_kernels(limits: ArchLimits) -> Iterator[Kernel]:
@@ -60,15 +63,19 @@ def iter_depthwise_kernels(limits: ArchLimits) -> Iterator[Kernel]:
 
 
 def _row_kernels() -> Iterator[Kernel]:
-    for dtype, layout, has_silu in itertools.product(CUDA_TYPES, LAYOUTS, _BOOLEANS):
-        for taps in range(1, MAX_FORWARD_TAPS + 1):
+    for dtype, layout, has_silu, alignment in itertools.product(CUDA_TYPES, LAYOUTS, _BOOLEANS, _ALIGNMENTS):
+        if alignment < ITEM_BYTES[dtype] or (layout == "BHL" and alignment not in (VECTOR_BYTES, ITEM_BYTES[dtype])):
+            continue
+        for taps in range(1, MAX_ROW_TAPS + 1):
             # Causal, same, and the gradients of x of both.
             pads = {taps - 1, (taps - 1) // 2, taps // 2, 0} if layout == "BHL" else {0}
             for pad in sorted(pads):
-                variants = [RowVariant(dtype, layout, taps, pad, has_silu)]
-                if taps <= MAX_BACKWARD_TAPS:
-                    flags = ((True, True), (False, True), *(((True, False),) if has_silu else ()))
-                    variants += [RowVariant(dtype, layout, taps, pad, has_silu, True, *pair) for pair in flags]
+                variants = [RowVariant(dtype, layout, taps, pad, has_silu, alignment=alignment)]
+                flags = ((True, True), (False, True), *(((True, False),) if has_silu else ()))
+                variants += [
+                    replace(variants[0], is_backward=True, has_input=has_input, has_sums=has_sums)
+                    for has_input, has_sums in flags
+                ]
                 for variant in variants:
                     yield Kernel(row_spec(variant), ROW_THREADS, variant.shape.min_blocks, variant.shared_bytes)
 
@@ -76,11 +83,14 @@ def _row_kernels() -> Iterator[Kernel]:
 def _matrix_variants() -> Iterator[MatrixVariant]:
     for layout, dtype, is_split, has_silu in itertools.product(LAYOUTS, MATRIX_DTYPES, _BOOLEANS, _BOOLEANS):
         for shape, steps in itertools.product(MATRIX_SHAPES[layout], range(1, MAX_MATRIX_STEPS + 1)):
-            yield MatrixVariant(dtype, layout, shape, steps, is_split, has_silu)
+            for is_shifted in _BOOLEANS if layout == "BHL" else (False,):
+                yield MatrixVariant(dtype, layout, shape, steps, is_split, has_silu, is_shifted)
 
 
 def _tile_variants() -> Iterator[TileVariant]:
     for layout, dtype, has_seq_idx, is_vector in itertools.product(LAYOUTS, CUDA_TYPES, _BOOLEANS, _BOOLEANS):
+        if layout == "BHL" and not is_vector:
+            continue
         for shape, taps, epilogue in itertools.product(TILE_SHAPES[layout], range(RUN, MAX_WIDTH + 1, RUN), EPILOGUES):
             out_dtype = "float32" if epilogue == "slope" else dtype
             in_dtypes = {dtype, "float32"} if epilogue == "none" else {dtype}  # dz is float32
@@ -93,5 +103,7 @@ def _taps_variants() -> Iterator[TapsVariant]:
     for layout, dtype, groups, has_seq_idx, is_vector in itertools.product(
         LAYOUTS, CUDA_TYPES, counts, _BOOLEANS, _BOOLEANS
     ):
+        if layout == "BHL" and not is_vector:
+            continue
         for shape, dz_dtype in itertools.product(TAPS_SHAPES[layout], sorted({dtype, "float32"})):
             yield TapsVariant(dtype, dz_dtype, layout, shape, groups, has_seq_idx, is_vector)

@@ -1,7 +1,7 @@
 """Which kernels compute a depthwise convolution or its gradients on an architecture, and why.
 
-Few taps, aligned and with nothing special, go at the speed of memory through depthwise_fwd and depthwise_bwd; so do
-outputs of more of them, of 16-bit arrays, through depthwise_mma on tensor cores. All else goes through shared memory,
+Few taps with nothing special go at the speed of memory through depthwise_fwd and depthwise_bwd; so do outputs of more
+of them, of aligned 16-bit arrays, through depthwise_mma on tensor cores. All else goes through shared memory,
 depthwise_tile and depthwise_taps.
 """
 
@@ -10,16 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fftconv_cupy.archs import ArchLimits
-from fftconv_cupy.depthwise_kernels import MAX_BACKWARD_TAPS, MAX_FORWARD_TAPS
+from fftconv_cupy.depthwise_kernels import MAX_ROW_TAPS, VECTOR_BYTES
 from fftconv_cupy.depthwise_problem import DepthwiseProblem, DepthwiseWanted
+from fftconv_cupy.depthwise_rows import fused_step, row_step
 from fftconv_cupy.depthwise_steps import (
     Correlation,
     Step,
-    correlation_step,
-    fused_step,
+    has_vectors,
+    matrix_step,
     reduce_step,
     state_step,
+    suits_matrix,
     sums_step,
+    tile_step,
     update_step,
 )
 from fftconv_cupy.source import KernelSpec
@@ -75,13 +78,16 @@ class DepthwisePlan:
         return "\n".join(lines + [f"  why             {reason}" for reason in self.reasons])
 
 
-def make_depthwise_plan(problem: DepthwiseProblem, limits: ArchLimits, *, is_vector: bool = True) -> DepthwisePlan:
+def make_depthwise_plan(
+    problem: DepthwiseProblem, limits: ArchLimits, *, alignment: int = VECTOR_BYTES
+) -> DepthwisePlan:
     """Plan the outputs of a problem, and its final state.
 
     Args:
         problem: the convolution; ``batch >= 1``.
         limits: of the GPU.
-        is_vector: all arrays lie at multiples of 16 bytes along all strides, so 16 bytes are accessed at a time.
+        alignment: bytes at multiples of which all rows of all arrays lie, up to 16: along the axis of unit stride so
+            many are accessed at a time.
     """
     correlation = Correlation(
         role="output",
@@ -94,10 +100,10 @@ def make_depthwise_plan(problem: DepthwiseProblem, limits: ArchLimits, *, is_vec
         epilogue=problem.activation or "none",
     )
     is_plain = not problem.has_seq_idx and not problem.has_initial_state
-    steps = [correlation_step(problem, limits, correlation, is_plain=is_plain, is_vector=is_vector)]
+    steps = [_correlation_step(problem, limits, correlation, is_plain=is_plain, alignment=alignment)]
     if problem.has_final_state:
         steps.append(state_step(problem))
-    reasons = _reasons(problem, MAX_FORWARD_TAPS, steps, is_plain=is_plain, is_vector=is_vector)
+    reasons = _reasons(problem, steps, is_plain=is_plain, alignment=alignment)
     return DepthwisePlan(problem, limits, tuple(steps), reasons=reasons)
 
 
@@ -106,7 +112,7 @@ def make_depthwise_vjp_plan(
     wanted: DepthwiseWanted,
     limits: ArchLimits,
     *,
-    is_vector: bool = True,
+    alignment: int = VECTOR_BYTES,
     has_final_gradient: bool = False,
 ) -> DepthwisePlan:
     """Plan gradients of a problem.
@@ -115,27 +121,27 @@ def make_depthwise_vjp_plan(
         problem: the convolution; ``batch >= 1``.
         wanted: which gradients, one at least.
         limits: of the GPU.
-        is_vector: as for outputs.
+        alignment: as for outputs.
         has_final_gradient: a gradient of the final state is given.
     """
     has_input, has_sums = wanted.x or wanted.initial_state, wanted.weight or wanted.bias
     has_silu = problem.activation == "silu"
     is_plain = not (problem.has_seq_idx or problem.has_initial_state or has_final_gradient)
     steps, chunks, has_dz = [], 0, False
-    if is_plain and is_vector and problem.pad < problem.width <= MAX_BACKWARD_TAPS and (has_sums or has_silu):
-        fused, chunks = fused_step(problem, limits, has_input=has_input, has_sums=has_sums)
+    if is_plain and problem.pad < problem.width <= MAX_ROW_TAPS and (has_sums or has_silu):
+        fused, chunks = fused_step(problem, limits, has_input=has_input, has_sums=has_sums, alignment=alignment)
         steps.append(fused)
     else:
         has_dz = has_silu
         if has_dz:
             slope = _slope(problem)
-            steps.append(correlation_step(problem, limits, slope, is_plain=is_plain, is_vector=is_vector))
+            steps.append(_correlation_step(problem, limits, slope, is_plain=is_plain, alignment=alignment))
         dz_dtype = "float32" if has_dz else problem.dtype
         if has_input:
             transposed = _transposed(problem, wanted, dz_dtype)
-            steps.append(correlation_step(problem, limits, transposed, is_plain=is_plain, is_vector=is_vector))
+            steps.append(_correlation_step(problem, limits, transposed, is_plain=is_plain, alignment=alignment))
         if has_sums:
-            sums, chunks = sums_step(problem, limits, dz_dtype, is_vector=is_vector)
+            sums, chunks = sums_step(problem, limits, dz_dtype, alignment)
             steps.append(sums)
     if has_sums:
         steps.append(reduce_step(problem, chunks))
@@ -146,13 +152,34 @@ def make_depthwise_vjp_plan(
         tuple(steps),
         dz_bytes=-(-4 * points // _ALIGNMENT) * _ALIGNMENT if has_dz else 0,
         sums_bytes=4 * chunks * (problem.width + 1) * problem.channels if has_sums else 0,
-        reasons=_reasons(problem, MAX_BACKWARD_TAPS, steps, is_plain=is_plain, is_vector=is_vector),
+        reasons=_reasons(problem, steps, is_plain=is_plain, alignment=alignment),
     )
 
 
 def make_depthwise_update_plan(problem: DepthwiseProblem, limits: ArchLimits) -> DepthwisePlan:
     """Plan a few steps of decoding; `problem` is that of the new points."""
     return DepthwisePlan(problem, limits, (update_step(problem),))
+
+
+def _correlation_step(
+    problem: DepthwiseProblem, limits: ArchLimits, correlation: Correlation, *, is_plain: bool, alignment: int
+) -> Step:
+    """Return the launch of a correlation: in registers, on tensor cores, or in shared memory where neither can be.
+
+    Args:
+        problem: the convolution that it belongs to.
+        limits: of the GPU.
+        correlation: what is computed.
+        is_plain: without sequence indices and states.
+        alignment: bytes at multiples of which all rows lie, up to 16.
+    """
+    is_same = correlation.in_dtype == correlation.out_dtype and correlation.epilogue != "slope"
+    if is_plain and is_same and correlation.out_begin == 0:
+        if 0 <= correlation.pad < problem.width <= MAX_ROW_TAPS:
+            return row_step(problem, limits, correlation, alignment)
+        if has_vectors(problem, alignment) and suits_matrix(problem, limits, correlation):
+            return matrix_step(problem, limits, correlation, alignment)
+    return tile_step(problem, correlation, alignment)
 
 
 def _slope(problem: DepthwiseProblem) -> Correlation:
@@ -183,18 +210,20 @@ def _transposed(problem: DepthwiseProblem, wanted: DepthwiseWanted, dz_dtype: st
     )
 
 
-def _reasons(
-    problem: DepthwiseProblem, most_taps: int, steps: list[Step], *, is_plain: bool, is_vector: bool
-) -> tuple[str, ...]:
+def _reasons(problem: DepthwiseProblem, steps: list[Step], *, is_plain: bool, alignment: int) -> tuple[str, ...]:
     reasons = []
     if any(step.spec.entry == "depthwise_mma" for step in steps):
         reasons.append("many taps of a 16-bit array, where registers cannot hold them: tensor cores multiply them")
-    if problem.width > most_taps:
-        reasons.append(f"more than {most_taps} taps: points and sums do not fit in registers")
+    if problem.width > MAX_ROW_TAPS:
+        reasons.append(f"more than {MAX_ROW_TAPS} taps: points and sums do not fit in registers")
     if problem.pad >= problem.width:
         reasons.append("the padding is not shorter than the filter")
     if not is_plain:
         reasons.append("sequence indices or states are met in shared memory only")
-    if not is_vector:
-        reasons.append("an address, length or stride is no multiple of 16 bytes: elements are accessed one by one")
+    if alignment < VECTOR_BYTES:
+        is_tiled = any(step.spec.entry in ("depthwise_tile", "depthwise_taps") for step in steps)
+        how = "elements are accessed one by one" if is_tiled else f"{alignment} bytes are accessed at a time, or fewer"
+        if problem.layout == "BHL":
+            how = "vectors that begin before a row are shifted"
+        reasons.append(f"an address, length or stride is no multiple of 16 bytes: {how}")
     return tuple(reasons)

@@ -1,4 +1,4 @@
-"""The launches that a depthwise plan is made of: kernels with their blocks."""
+"""The launches that a depthwise plan is made of, kernels with their blocks; depthwise_rows has those of few taps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from fftconv_cupy.depthwise_kernels import (
     LEAST_MATRIX_TAPS,
     MATRIX_DTYPES,
     MATRIX_SHAPES,
-    MAX_FORWARD_TAPS,
     MAX_GROUPS,
     MAX_MATRIX_STEPS,
     ROW_THREADS,
@@ -21,34 +20,29 @@ from fftconv_cupy.depthwise_kernels import (
     TAPS_SHAPES,
     TILE_SHAPES,
     TILE_THREADS,
+    VECTOR_BYTES,
     MatrixVariant,
-    RowVariant,
     TapsVariant,
     TileVariant,
     has_matrix_products,
     matrix_spec,
     matrix_steps,
     reduce_spec,
-    row_spec,
     state_spec,
     taps_spec,
     tile_spec,
     update_spec,
 )
 from fftconv_cupy.depthwise_problem import DepthwiseProblem
+from fftconv_cupy.problem import ITEM_BYTES
 from fftconv_cupy.source import KernelSpec
 
 _GRID_Y = 65535
-_WARP = 32
+WARP = 32
 _WAVES = 4  # blocks that follow each other on a multiprocessor, so that the slowest one does not hold up much
-_FUSED_WAVES = {"BHL": 12, "BLH": 4}  # the same of depthwise_bwd
-_WALK_WAVES = 8  # and of depthwise_fwd where threads walk down in time
-_ROW_WARPS = 16  # of a multiprocessor: those of depthwise_fwd and depthwise_bwd, about
 _TAPS_BLOCKS = 2  # of a multiprocessor: those of depthwise_taps, about
 _MATRIX_BLOCKS = 3 * _WAVES  # of depthwise_mma, for each of its places on a multiprocessor
 _SYSTEM_BYTES = 1024  # of shared memory that each block takes beside its own
-_SUM_POINTS = 256  # of a channel for each partial sum, at least, where there are enough for all blocks
-_TIME_TILES = (128, 64, 32, 16)  # points that a thread walks down
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,90 +93,46 @@ class Correlation:
     epilogue: str = "none"
 
 
-def correlation_step(
-    problem: DepthwiseProblem, limits: ArchLimits, correlation: Correlation, *, is_plain: bool, is_vector: bool
-) -> Step:
-    """Return the launch of a correlation: in registers, on tensor cores, or in shared memory where neither can be.
-
-    Args:
-        problem: the convolution that it belongs to.
-        limits: of the GPU.
-        correlation: what is computed.
-        is_plain: without sequence indices and states.
-        is_vector: 16 bytes can be accessed at a time.
-    """
-    is_same = correlation.in_dtype == correlation.out_dtype and correlation.epilogue != "slope"
-    if is_plain and is_vector and is_same and correlation.out_begin == 0:
-        if 0 <= correlation.pad < problem.width <= MAX_FORWARD_TAPS:
-            return _row_step(problem, limits, correlation)
-        if _suits_matrix(problem, limits, correlation):
-            return _matrix_step(problem, limits, correlation)
-    return _tile_step(problem, correlation, is_vector=is_vector)
+def grid_y(problem: DepthwiseProblem) -> int:
+    """Return the blocks that walk the batch."""
+    return min(problem.batch, _GRID_Y)
 
 
-def fused_step(problem: DepthwiseProblem, limits: ArchLimits, *, has_input: bool, has_sums: bool) -> tuple[Step, int]:
-    """Return the launch of depthwise_bwd, and how many partial sums it leaves.
-
-    Args:
-        problem: the convolution.
-        limits: of the GPU.
-        has_input: the gradient of x is made.
-        has_sums: those of weight and bias are made.
-    """
-    is_rows = problem.layout == "BHL"
-    has_silu = problem.activation == "silu"
-    pad = problem.pad if is_rows else 0
-    variant = RowVariant(problem.dtype, problem.layout, problem.width, pad, has_silu, True, has_input, has_sums)
-    extent = max(problem.seqlen, problem.out_len)
-    places = limits.multiprocessors * _ROW_WARPS * _WARP // ROW_THREADS
-    blocks = _FUSED_WAVES[problem.layout] * places
-    if is_rows:
-        vectors = -(-extent // variant.shape.vector)
-        log2_lanes = min(_log2(ROW_THREADS), _log2(-(-vectors // variant.shape.repeat)))
-        tile_len = variant.shape.vector * variant.shape.repeat << log2_lanes
-        tiles, across = 1, -(-problem.channels // (ROW_THREADS >> log2_lanes))
-        slots = 1
-    else:
-        columns = problem.channels // variant.shape.vector
-        log2_lanes = _channel_lanes(columns, variant.shape.log2_lanes)
-        tiles, slots = -(-columns // (1 << log2_lanes)), ROW_THREADS >> log2_lanes
-        across = tiles
-        tile_len = _time_tile(extent, problem.batch, blocks * slots // tiles, 32)
-    time_tiles = -(-extent // tile_len)
-    items = problem.batch * time_tiles
-    # As many sums as keep all blocks busy, but no more than are few beside the points they sum.
-    most = max(problem.batch * extent // _SUM_POINTS, places * slots // across, 1)
-    chunks, chunk_items = _chunks(items, min(most, max(1, blocks * slots // across)))
-    correlation = Correlation("all", problem.dtype, problem.dtype, problem.seqlen, 0, problem.seqlen, problem.pad)
-    step = Step(
-        "all",
-        row_spec(variant),
-        ROW_THREADS,
-        variant.shared_bytes,
-        (across * -(-chunks // slots), 1, 1),
-        _numbers(problem, correlation, tiles, tile_len, log2_lanes, time_tiles, chunks, chunk_items),
-    )
-    return step, chunks
+def row_alignment(problem: DepthwiseProblem) -> int:
+    """Return the bytes at multiples of which all rows of contiguous arrays lie, as far as that tells kernels apart."""
+    item = ITEM_BYTES[problem.dtype]
+    if problem.layout == "BHL":
+        bits = (problem.seqlen | problem.out_len) * item
+        return item if bits % VECTOR_BYTES else VECTOR_BYTES
+    return math.gcd(problem.channels * item, VECTOR_BYTES)
 
 
-def sums_step(problem: DepthwiseProblem, limits: ArchLimits, dz_dtype: str, *, is_vector: bool) -> tuple[Step, int]:
+def sums_step(problem: DepthwiseProblem, limits: ArchLimits, dz_dtype: str, alignment: int) -> tuple[Step, int]:
     """Return the launch of depthwise_taps, and how many partial sums it leaves.
 
     Args:
         problem: the convolution.
         limits: of the GPU.
         dz_dtype: of the gradient before the activation.
-        is_vector: 16 bytes can be accessed at a time.
+        alignment: as for `correlation_step`.
     """
-    groups = min(MAX_GROUPS, 1 << _log2(-(-problem.width // GROUP_TAPS)))
+    groups = min(MAX_GROUPS, 1 << log2_of(-(-problem.width // GROUP_TAPS)))
     shape = _best_shape(TAPS_SHAPES, problem, problem.out_len, groups * GROUP_TAPS)
-    variant = TapsVariant(problem.dtype, dz_dtype, problem.layout, shape, groups, problem.has_seq_idx, is_vector)
+    variant = TapsVariant(
+        in_dtype=problem.dtype,
+        dz_dtype=dz_dtype,
+        layout=problem.layout,
+        shape=shape,
+        groups=groups,
+        has_seq_idx=problem.has_seq_idx,
+        is_vector=has_vectors(problem, alignment),
+    )
     channels, points = shape
     across = -(-problem.channels // channels)
     tap_blocks = -(-problem.width // (groups * GROUP_TAPS))
     time_tiles = -(-problem.out_len // points)
     blocks = _WAVES * limits.multiprocessors * _TAPS_BLOCKS
-    chunks, chunk_items = _chunks(problem.batch * time_tiles, max(1, blocks // (across * tap_blocks)))
+    chunks, chunk_items = deal(problem.batch * time_tiles, max(1, blocks // (across * tap_blocks)))
     correlation = Correlation("sums", problem.dtype, dz_dtype, problem.seqlen, 0, problem.out_len, problem.pad)
     step = Step(
         "sums",
@@ -190,7 +140,7 @@ def sums_step(problem: DepthwiseProblem, limits: ArchLimits, dz_dtype: str, *, i
         TILE_THREADS,
         variant.shared_bytes,
         (across * chunks, tap_blocks, 1),
-        _numbers(problem, correlation, 1, points, 0, time_tiles, chunks, chunk_items),
+        numbers_of(problem, correlation, 1, points, 0, time_tiles, chunks, chunk_items),
     )
     return step, chunks
 
@@ -204,51 +154,28 @@ def reduce_step(problem: DepthwiseProblem, chunks: int) -> Step:
 def state_step(problem: DepthwiseProblem) -> Step:
     """Return the launch of depthwise_state."""
     points = problem.channels * (problem.width - 1)
-    grid = (-(-points // ROW_THREADS), min(problem.batch, _GRID_Y), 1)
+    grid = (-(-points // ROW_THREADS), grid_y(problem), 1)
     return Step("state", state_spec(problem.dtype), ROW_THREADS, 0, grid)
 
 
 def update_step(problem: DepthwiseProblem) -> Step:
     """Return the launch of depthwise_update; `problem` is that of the new points."""
-    grid = (-(-problem.channels // ROW_THREADS), min(problem.batch, _GRID_Y), 1)
+    grid = (-(-problem.channels // ROW_THREADS), grid_y(problem), 1)
     return Step("update", update_spec(problem.dtype), ROW_THREADS, 0, grid)
 
 
-def _row_step(problem: DepthwiseProblem, limits: ArchLimits, correlation: Correlation) -> Step:
-    """Return the launch of depthwise_fwd."""
-    is_rows = problem.layout == "BHL"
-    pad = correlation.pad if is_rows else 0
-    variant = RowVariant(problem.dtype, problem.layout, problem.width, pad, correlation.epilogue == "silu")
-    if is_rows:
-        vectors = -(-correlation.out_end // variant.shape.vector)
-        log2_lanes = min(_log2(ROW_THREADS), _log2(-(-vectors // variant.shape.repeat)))
-        tiles = -(-vectors // (variant.shape.repeat << log2_lanes))
-        across, tile_len = -(-problem.channels // (ROW_THREADS >> log2_lanes)), 0
-    else:
-        columns = problem.channels // variant.shape.vector
-        log2_lanes = _channel_lanes(columns, variant.shape.log2_lanes)
-        tiles = -(-columns // (1 << log2_lanes))
-        warps = _WALK_WAVES * limits.multiprocessors * _ROW_WARPS
-        wanted_tiles = warps * _WARP // (tiles << log2_lanes)
-        tile_len = _time_tile(correlation.out_end, problem.batch, wanted_tiles, 16 if problem.width <= 4 else 32)
-        across = -(-correlation.out_end // (tile_len * (ROW_THREADS >> log2_lanes)))
-    return Step(
-        correlation.role,
-        row_spec(variant),
-        ROW_THREADS,
-        variant.shared_bytes,
-        (tiles * across, min(problem.batch, _GRID_Y), 1),
-        _numbers(problem, correlation, tiles, tile_len, log2_lanes),
-    )
+def has_vectors(problem: DepthwiseProblem, alignment: int) -> bool:
+    """Return whether what goes through shared memory is accessed 16 bytes at a time; in BHL, wherever rows begin."""
+    return problem.layout == "BHL" or alignment == VECTOR_BYTES
 
 
-def _suits_matrix(problem: DepthwiseProblem, limits: ArchLimits, correlation: Correlation) -> bool:
-    """Return whether depthwise_mma is there for a correlation that is plain and aligned, and does it best."""
+def suits_matrix(problem: DepthwiseProblem, limits: ArchLimits, correlation: Correlation) -> bool:
+    """Return whether depthwise_mma is there for a correlation that is plain, and does it best."""
     has_many = problem.width >= LEAST_MATRIX_TAPS and matrix_steps(problem.width, correlation.pad) <= MAX_MATRIX_STEPS
     return has_many and correlation.in_dtype in MATRIX_DTYPES and has_matrix_products(limits)
 
 
-def _matrix_step(problem: DepthwiseProblem, limits: ArchLimits, correlation: Correlation) -> Step:
+def matrix_step(problem: DepthwiseProblem, limits: ArchLimits, correlation: Correlation, alignment: int) -> Step:
     """Return the launch of depthwise_mma."""
     variants = [
         MatrixVariant(
@@ -258,6 +185,7 @@ def _matrix_step(problem: DepthwiseProblem, limits: ArchLimits, correlation: Cor
             steps=matrix_steps(problem.width, correlation.pad),
             is_split=problem.weight_dtype != problem.dtype,
             has_silu=correlation.epilogue == "silu",
+            is_shifted=alignment < VECTOR_BYTES,
         )
         for shape in MATRIX_SHAPES[problem.layout]
     ]
@@ -278,18 +206,18 @@ def _matrix_step(problem: DepthwiseProblem, limits: ArchLimits, correlation: Cor
 
     variant = min(variants, key=points_in_turn)
     across, time_tiles = counts(variant)
-    chunks, chunk_items = _chunks(problem.batch * time_tiles, max(1, _MATRIX_BLOCKS * places(variant) // across))
+    chunks, chunk_items = deal(problem.batch * time_tiles, max(1, _MATRIX_BLOCKS * places(variant) // across))
     return Step(
         correlation.role,
         matrix_spec(variant),
         TILE_THREADS,
         variant.shared_bytes,
         (across * chunks, 1, 1),
-        _numbers(problem, correlation, 1, variant.shape[1], 0, time_tiles, chunks, chunk_items),
+        numbers_of(problem, correlation, 1, variant.shape[1], 0, time_tiles, chunks, chunk_items),
     )
 
 
-def _tile_step(problem: DepthwiseProblem, correlation: Correlation, *, is_vector: bool) -> Step:
+def tile_step(problem: DepthwiseProblem, correlation: Correlation, alignment: int) -> Step:
     """Return the launch of depthwise_tile."""
     # Tiles begin at multiples of a run of points, also before the first one.
     span = correlation.out_end - correlation.out_begin // RUN * RUN
@@ -303,7 +231,7 @@ def _tile_step(problem: DepthwiseProblem, correlation: Correlation, *, is_vector
         width=problem.width,
         epilogue=correlation.epilogue,
         has_seq_idx=problem.has_seq_idx,
-        is_vector=is_vector,
+        is_vector=has_vectors(problem, alignment),
     )
     counts = (-(-problem.channels // shape[0]), -(-span // shape[1]))
     return Step(
@@ -311,12 +239,12 @@ def _tile_step(problem: DepthwiseProblem, correlation: Correlation, *, is_vector
         tile_spec(variant),
         TILE_THREADS,
         variant.shared_bytes,
-        (counts[0] * counts[1], min(problem.batch, _GRID_Y), 1),
-        _numbers(problem, correlation, counts[problem.layout == "BHL"]),
+        (counts[0] * counts[1], grid_y(problem), 1),
+        numbers_of(problem, correlation, counts[problem.layout == "BHL"]),
     )
 
 
-def _numbers(
+def numbers_of(
     problem: DepthwiseProblem,
     correlation: Correlation,
     tiles: int,
@@ -332,29 +260,12 @@ def _numbers(
     return (*lengths, tiles, tile_len, log2_lanes, time_tiles, chunks, chunk_items)
 
 
-def _log2(count: int) -> int:
+def log2_of(count: int) -> int:
     """Return the logarithm of the power of two that is not less than `count`."""
     return max(0, count - 1).bit_length()
 
 
-def _channel_lanes(columns: int, most: int) -> int:
-    """Return log2 of the threads side by side on `columns` vectors of channels: up to `most`, but few of them idle."""
-    widest = min(most, _log2(columns))
-    for log2_lanes in range(widest, _log2(_WARP), -1):
-        if -(-columns // (1 << log2_lanes)) << log2_lanes <= columns + columns // 16:
-            return log2_lanes
-    return min(widest, _log2(_WARP))
-
-
-def _time_tile(extent: int, batch: int, wanted_tiles: int, shortest: int) -> int:
-    """Return the points that a thread walks down: many, so that few are read twice, but with tiles for all threads."""
-    for tile_len in _TIME_TILES:
-        if tile_len <= shortest or batch * -(-extent // tile_len) >= wanted_tiles:
-            return tile_len
-    return shortest
-
-
-def _chunks(items: int, most: int) -> tuple[int, int]:
+def deal(items: int, most: int) -> tuple[int, int]:
     """Deal out items to at most `most` chunks of like size; return the chunks and the items of each."""
     chunk_items = -(-items // min(items, most))
     return -(-items // chunk_items), chunk_items

@@ -24,7 +24,7 @@ from fftconv_cupy.depthwise_plan import (
     make_depthwise_vjp_plan,
 )
 from fftconv_cupy.depthwise_problem import DepthwiseGradients, DepthwiseProblem, DepthwiseWanted
-from fftconv_cupy.depthwise_steps import Step
+from fftconv_cupy.depthwise_steps import Step, row_alignment
 from fftconv_cupy.devices import device_limits
 from fftconv_cupy.launchers import Kernels, Launchers
 from fftconv_cupy.params import packer
@@ -33,8 +33,8 @@ from fftconv_cupy.problem import ITEM_BYTES
 _STORAGE_TYPES = {dtype: index for index, dtype in enumerate(CUDA_TYPES)}  # of kernels/depthwise.cuh
 _NO_STRIDES = (0, 0, 0)
 
-# What to do, whether 16 bytes can be accessed at a time, and whether there is a d_final_state.
-_Key = tuple[DepthwiseProblem, "DepthwiseWanted | str", bool, bool]
+# What to do, the bytes at multiples of which rows lie, and whether there is a d_final_state.
+_Key = tuple[DepthwiseProblem, "DepthwiseWanted | str", int, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def run(
     Raises:
         CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
     """
-    launcher = _launchers[x.device, (problem, "output", _is_vector(problem, x, out), False)]
+    launcher = _launchers[x.device, (problem, "output", _alignment(problem, x, out), False)]
     source, target, state = _rows(problem, x), _rows(problem, out), _states(initial_state)
     for step, kernel in zip(launcher.plan.steps, launcher.kernels, strict=True):
         if step.role == "output":
@@ -145,8 +145,8 @@ def run_vjp(
     Raises:
         CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
     """
-    is_vector = _is_vector(problem, x, dy, *(() if gradients.x is None else (gradients.x,)))
-    launcher = _launchers[x.device, (problem, wanted, is_vector, d_final_state is not None)]
+    alignment = _alignment(problem, x, dy, *(() if gradients.x is None else (gradients.x,)))
+    launcher = _launchers[x.device, (problem, wanted, alignment, d_final_state is not None)]
     made = launcher.plan
     if workspace is None and made.workspace_bytes:
         _, workspace = arrays.empty(x, (made.workspace_bytes // 4,), "float32", stream)
@@ -205,7 +205,7 @@ def run_update(
     Raises:
         CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
     """
-    launcher = _launchers[x.device, (problem, "update", False, False)]
+    launcher = _launchers[x.device, (problem, "update", 0, False)]
     (step,), (kernel,) = launcher.plan.steps, launcher.kernels
     steps = x.shape[2] if len(x.shape) == 3 else 1
     params = DepthwiseUpdateParams(
@@ -233,9 +233,9 @@ def warm(problem: DepthwiseProblem, archs: Sequence[str] | None = None) -> list[
     """
     wanted = DepthwiseWanted(True, True, problem.bias_dtype is not None, problem.has_initial_state)
     keys: list[_Key] = [
-        (problem, what, is_vector, problem.has_final_state)
+        (problem, what, alignment, problem.has_final_state)
         for what in ("output", wanted)
-        for is_vector in {_is_vector(problem), False}
+        for alignment in _alignments(problem)
     ]
     return _launchers.warm(keys, archs)
 
@@ -254,20 +254,20 @@ def load(problem: DepthwiseProblem, wanted: DepthwiseWanted | None, device: int)
     what: DepthwiseWanted | str = "output" if wanted is None else wanted
     has_final_gradient = wanted is not None and problem.has_final_state
     return max(
-        _launchers[device, (problem, what, is_vector, has_final_gradient)].plan.workspace_bytes
-        for is_vector in {_is_vector(problem), False}
+        _launchers[device, (problem, what, alignment, has_final_gradient)].plan.workspace_bytes
+        for alignment in _alignments(problem)
     )
 
 
 def _plan(key: _Key, limits: ArchLimits) -> DepthwisePlan:
-    problem, what, is_vector, has_final_gradient = key
+    problem, what, alignment, has_final_gradient = key
     if isinstance(what, DepthwiseWanted):
         return make_depthwise_vjp_plan(
-            problem, what, limits, is_vector=is_vector, has_final_gradient=has_final_gradient
+            problem, what, limits, alignment=alignment, has_final_gradient=has_final_gradient
         )
     if what == "update":
         return make_depthwise_update_plan(problem, limits)
-    return make_depthwise_plan(problem, limits, is_vector=is_vector)
+    return make_depthwise_plan(problem, limits, alignment=alignment)
 
 
 def _load(made: DepthwisePlan, kernels: Kernels, device: int) -> _Launcher:
@@ -277,17 +277,21 @@ def _load(made: DepthwisePlan, kernels: Kernels, device: int) -> _Launcher:
 _launchers = Launchers(_plan, _load)
 
 
-def _is_vector(problem: DepthwiseProblem, *arrays_of_rows: ArrayView) -> bool:
-    """Return whether all rows of these arrays, and of workspace, can be accessed 16 bytes at a time."""
-    item = ITEM_BYTES[problem.dtype]
-    bits = problem.seqlen | problem.out_len if problem.layout == "BHL" else problem.channels
-    bits *= item
+def _alignments(problem: DepthwiseProblem) -> set[int]:
+    """Return what `_alignment` may return."""
+    return {row_alignment(problem), ITEM_BYTES[problem.dtype]}
+
+
+def _alignment(problem: DepthwiseProblem, *arrays_of_rows: ArrayView) -> int:
+    """Return the bytes at multiples of which rows lie: of contiguous arrays and workspace, or else of any."""
+    best, item = row_alignment(problem), ITEM_BYTES[problem.dtype]
+    bits = 0
     for array in arrays_of_rows:
         bits |= array.ptr
         for size, stride in zip(array.shape[:2], array.strides[:2], strict=True):
             if size > 1:
                 bits |= stride * item
-    return bits & 15 == 0
+    return best if bits % best == 0 else item
 
 
 def _rows(problem: DepthwiseProblem, array: ArrayView) -> _Rows:

@@ -111,6 +111,10 @@ struct WordOf<16> {
   using type = uint4;
 };
 
+FFTCONV_DEVICE bool is_inside(int point, int length) {
+  return static_cast<unsigned>(point) < static_cast<unsigned>(length);
+}
+
 // kCount neighbouring values, which are accessed together.
 template <class io_t, int kCount_>
 struct Vector {
@@ -126,6 +130,22 @@ struct Vector {
     return v;
   }
   FFTCONV_DEVICE void store(io_t* g_values) const { *reinterpret_cast<word_t*>(g_values) = word; }
+
+  // The same of the points of a row from `first` on, one by one, without those that lie outside of it.
+  FFTCONV_DEVICE static Vector load_inside(const io_t* g_row, int first, int length) {
+    Vector v{};
+    auto* values = reinterpret_cast<io_t*>(&v.word);
+    static_for<kCount>([&](auto k) {
+      if (is_inside(first + k.value, length)) values[k.value] = g_row[first + k.value];
+    });
+    return v;
+  }
+  FFTCONV_DEVICE void store_inside(io_t* g_row, int first, int length) const {
+    const auto* values = reinterpret_cast<const io_t*>(&word);
+    static_for<kCount>([&](auto k) {
+      if (is_inside(first + k.value, length)) g_row[first + k.value] = values[k.value];
+    });
+  }
 
   FFTCONV_DEVICE void widen(float* values) const {
     if constexpr (kCount == 1) {
@@ -170,9 +190,10 @@ struct RowReader {
   int time, length;  // of the next row; of the array
   int rest;          // rows that are read, at most
 
+  // kIsInside: it is known that the row is there, and to be read.
+  template <bool kIsInside = false>
   FFTCONV_DEVICE Vector<io_t, kCount> next() {
-    const bool is_inside = rest > 0 && static_cast<unsigned>(time) < static_cast<unsigned>(length);
-    const auto v = Vector<io_t, kCount>::load_if(is_inside, g_next);
+    const auto v = Vector<io_t, kCount>::load_if(kIsInside || (rest > 0 && is_inside(time, length)), g_next);
     g_next += stride;
     time++;
     rest--;
@@ -189,27 +210,73 @@ FFTCONV_DEVICE RowReader<io_t, kCount> read_rows(const void* g_array, const Dept
 
 FFTCONV_DEVICE constexpr int floor_divide(int a, int b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
 
-// The points kBegin .. kEnd - 1 of a row, counted from a thread's first one, which is at a multiple of kCount: read as
-// vectors, of which neighbouring threads read some too, out of L1.
-template <class io_t, int kCount, int kBegin, int kEnd>
+// Elements by which an address lies past a multiple of kCount of them.
+template <int kCount, class io_t>
+FFTCONV_DEVICE int misalignment(const io_t* g_values) {
+  return static_cast<int>(reinterpret_cast<unsigned long long>(g_values) / sizeof(io_t)) & (kCount - 1);
+}
+
+// The points kBegin .. kEnd - 1 of a row, counted from a thread's first one: read as vectors, of which neighbouring
+// threads read some too, out of L1. Rows begin at multiples of a vector, and so do threads; or, with kIsShifted,
+// neither need: what a vector holds before the first point is then shifted out in registers.
+template <class io_t, int kCount, int kBegin, int kEnd, bool kIsShifted>
 struct Window {
   using V = Vector<io_t, kCount>;
-  static constexpr int kFirst = floor_divide(kBegin, kCount), kVectors = -floor_divide(-kEnd, kCount) - kFirst;
+  static constexpr int kFirst = kIsShifted ? kBegin : floor_divide(kBegin, kCount) * kCount;  // that of values[0]
+  static constexpr int kSpan = kEnd - kFirst + (kIsShifted ? kCount - 1 : 0), kVectors = (kSpan + kCount - 1) / kCount;
   V vectors[kVectors];
   float values[kVectors * kCount];
+  int shift;
 
-  // `vector`: that of the thread's first point. `length`: of the row in vectors.
-  FFTCONV_DEVICE void load(const io_t* g_row, int vector, int length) {
-    static_for<kVectors>([&](auto i) {
-      const int index = vector + kFirst + i.value;
-      const bool is_inside = static_cast<unsigned>(index) < static_cast<unsigned>(length);
-      vectors[i.value] = V::load_if(is_inside, g_row + static_cast<long long>(index) * kCount);
-    });
+  // `point`: the thread's first one. `length`: of the row.
+  FFTCONV_DEVICE void load(const io_t* g_row, int point, int length) {
+    shift = kIsShifted ? misalignment<kCount>(g_row + (point + kFirst)) : 0;
+    const int begin = point + kFirst - shift;
+    const io_t* g_first = g_row + begin;
+    if (!kIsShifted || (begin >= 0 && begin + kVectors * kCount <= length)) {
+      static_for<kVectors>([&](auto i) {
+        constexpr int kAt = i.value * kCount;
+        vectors[i.value] = V::load_if(kIsShifted || is_inside(begin + kAt, length), g_first + kAt);
+      });
+    } else {
+      static_for<kVectors>([&](auto i) { vectors[i.value] = V::load_inside(g_row, begin + i.value * kCount, length); });
+    }
+  }
+  // The first vector of points, as they are stored.
+  FFTCONV_DEVICE V take_first() {
+    if constexpr (kIsShifted) shift_out();
+    return vectors[0];
   }
   FFTCONV_DEVICE void widen() {
+    if constexpr (kIsShifted) shift_out();
     static_for<kVectors>([&](auto i) { vectors[i.value].widen(values + i.value * kCount); });
   }
-  FFTCONV_DEVICE float at(int point) const { return values[point - kFirst * kCount]; }
+  FFTCONV_DEVICE float at(int point) const { return values[point - kFirst]; }
+
+ private:
+  // By two words, by one, by half of one.
+  FFTCONV_DEVICE void shift_out() {
+    constexpr int kWords = sizeof(vectors) / sizeof(unsigned);
+    auto* words = reinterpret_cast<unsigned*>(vectors);
+    const int bytes = shift * static_cast<int>(sizeof(io_t));
+    static_for<kWords - 2>([&](auto i) { words[i.value] = bytes & 8 ? words[i.value + 2] : words[i.value]; });
+    static_for<kWords - 1>([&](auto i) { words[i.value] = bytes & 4 ? words[i.value + 1] : words[i.value]; });
+    if constexpr (sizeof(io_t) == 2) {
+      static_for<kWords - 1>(
+          [&](auto i) { words[i.value] = __funnelshift_r(words[i.value], words[i.value + 1], (bytes & 2) * 8); });
+    }
+  }
 };
+
+// Stores points of a row from `point` on; where rows may begin anywhere, those that lie outside of it are left out.
+template <bool kIsShifted, class io_t, int kCount>
+FFTCONV_DEVICE void store_vector(const Vector<io_t, kCount>& v, io_t* g_row, int point, int length) {
+  if constexpr (kIsShifted) {
+    const bool is_whole = point >= 0 && point + kCount <= length && misalignment<kCount>(g_row + point) == 0;
+    is_whole ? v.store(g_row + point) : v.store_inside(g_row, point, length);
+  } else if (point < length) {
+    v.store(g_row + point);
+  }
+}
 
 }  // namespace fftconv

@@ -49,166 +49,196 @@ FFTCONV_DEVICE void backward_in_time(const DepthwiseParams& p) {
   const int chunk = blockIdx.x - group * p.chunks;
   const int own_channel = group * (Config::kThreads >> p.log2_lanes) + slot;
   const int channel = min(own_channel, p.channels - 1);  // all threads meet at the barrier
-  const int in_vectors = p.in_len / kCount, dy_vectors = p.dy_len / kCount;
   float taps[kTaps], sums[kTaps + 1] = {};
   load_taps<kTaps>(taps, p, channel);
   const float bias = load_bias(p, channel);
   const int last = min((chunk + 1) * p.chunk_items, p.batch * p.time_tiles);
   for (int item = chunk * p.chunk_items; item < last; item++) {
     const int batch = item / p.time_tiles, tile = item - batch * p.time_tiles;
-    const int vector = ((tile << p.log2_lanes) + lane) * Config::kRepeat, point = vector * kCount;
-    Window<io_t, kCount, (Config::kHasSilu ? kDzBegin : 0) - kPad,
-           (Config::kHasSilu ? kDzEnd : kPoints) - kPad + kTaps - 1>
-        x;
-    Window<io_t, kCount, kDzBegin, kDzEnd> dy;
-    if constexpr (Config::kHasSilu || Config::kHasSums) {
-      x.load(depthwise_row<io_t>(p.x, p.x_strides, batch, channel), vector, in_vectors);
-    }
-    dy.load(depthwise_row<io_t>(p.dy, p.dy_strides, batch, channel), vector, dy_vectors);
-    if constexpr (Config::kHasSilu || Config::kHasSums) x.widen();
-    dy.widen();
-    float dz[kDzEnd - kDzBegin];
-    static_for<kDzEnd - kDzBegin>([&](auto i) {
-      constexpr int t = i.value + kDzBegin;
-      dz[i.value] = dy.at(t);
-      if constexpr (Config::kHasSilu) {
-        float z = bias;
-        static_for<kTaps>([&](auto j) { z = fmaf(taps[j.value], x.at(t + j.value - kPad), z); });
-        // Outputs that are not there have no z, which might not be finite.
-        const bool is_there = static_cast<unsigned>(point + t) < static_cast<unsigned>(p.dy_len);
-        dz[i.value] *= silu_slope(is_there ? z : 0.f);
+    io_t* g_dx = Config::kHasInput ? depthwise_row<io_t>(p.out, p.out_strides, batch, channel) : nullptr;
+    const io_t* g_dy = depthwise_row<io_t>(p.dy, p.dy_strides, batch, channel);
+    int point = ((tile << p.log2_lanes) + lane) * kPoints;
+    if constexpr (Config::kIsShifted) point -= misalignment<kCount>(Config::kHasInput ? g_dx : g_dy);
+    do {
+      Window<io_t, kCount, (Config::kHasSilu ? kDzBegin : 0) - kPad,
+             (Config::kHasSilu ? kDzEnd : kPoints) - kPad + kTaps - 1, Config::kIsShifted>
+          x;
+      Window<io_t, kCount, kDzBegin, kDzEnd, Config::kIsShifted> dy;
+      if constexpr (Config::kHasSilu || Config::kHasSums) {
+        x.load(depthwise_row<io_t>(p.x, p.x_strides, batch, channel), point, p.in_len);
       }
-    });
-    if constexpr (Config::kHasInput) {
-      float dx[kPoints];
-      static_for<kPoints>([&](auto i) {
-        dx[i.value] = 0.f;
-        static_for<kTaps>(
-            [&](auto j) { dx[i.value] = fmaf(taps[j.value], dz[i.value - j.value + kPad - kDzBegin], dx[i.value]); });
-      });
-      io_t* g_dx = depthwise_row<io_t>(p.out, p.out_strides, batch, channel);
-      static_for<Config::kRepeat>([&](auto i) {
-        if (vector + i.value < in_vectors && own_channel < p.channels) {
-          Vector<io_t, kCount>::narrow(dx + i.value * kCount)
-              .store(g_dx + static_cast<long long>(vector + i.value) * kCount);
+      dy.load(g_dy, point, p.dy_len);
+      if constexpr (Config::kHasSilu || Config::kHasSums) x.widen();
+      dy.widen();
+      float dz[kDzEnd - kDzBegin];
+      static_for<kDzEnd - kDzBegin>([&](auto i) {
+        constexpr int t = i.value + kDzBegin;
+        dz[i.value] = dy.at(t);
+        if constexpr (Config::kHasSilu) {
+          float z = bias;
+          static_for<kTaps>([&](auto j) { z = fmaf(taps[j.value], x.at(t + j.value - kPad), z); });
+          // Outputs that are not there have no z, which might not be finite.
+          dz[i.value] *= silu_slope(is_inside(point + t, p.dy_len) ? z : 0.f);
         }
       });
-    }
-    if constexpr (Config::kHasSums) {
-      static_for<Config::kRepeat>([&](auto i) {
-        constexpr int kFirst = i.value * kCount;
-        if (vector + i.value >= dy_vectors) return;
-        static_for<kCount>([&](auto k) {
-          constexpr int t = kFirst + k.value;
+      if constexpr (Config::kHasInput) {
+        float dx[kPoints];
+        static_for<kPoints>([&](auto i) {
+          dx[i.value] = 0.f;
           static_for<kTaps>(
-              [&](auto j) { sums[j.value] = fmaf(dz[t - kDzBegin], x.at(t + j.value - kPad), sums[j.value]); });
-          sums[kTaps] += dz[t - kDzBegin];
+              [&](auto j) { dx[i.value] = fmaf(taps[j.value], dz[i.value - j.value + kPad - kDzBegin], dx[i.value]); });
         });
-      });
-    }
+        static_for<Config::kRepeat>([&](auto i) {
+          constexpr int kAt = i.value * kCount;
+          if (own_channel < p.channels) {
+            store_vector<Config::kIsShifted>(Vector<io_t, kCount>::narrow(dx + kAt), g_dx, point + kAt, p.in_len);
+          }
+        });
+      }
+      if constexpr (Config::kHasSums) {
+        static_for<Config::kRepeat>([&](auto i) {
+          constexpr int kFirst = i.value * kCount;
+          if (point + kFirst >= p.dy_len) return;
+          static_for<kCount>([&](auto k) {
+            constexpr int t = kFirst + k.value;
+            if (Config::kIsShifted && !is_inside(point + t, p.dy_len)) return;
+            static_for<kTaps>(
+                [&](auto j) { sums[j.value] = fmaf(dz[t - kDzBegin], x.at(t + j.value - kPad), sums[j.value]); });
+            sums[kTaps] += dz[t - kDzBegin];
+          });
+        });
+      }
+      // The few points by which vectors begin before the row are left for the first thread.
+      point += (kPoints << p.log2_lanes) * p.time_tiles;
+    } while (Config::kIsShifted && point < max(p.in_len, p.dy_len));
   }
   if constexpr (Config::kHasSums) leave_sums_in_time<Config>(p, sums, chunk, own_channel);
 }
 
-// Of a step at time t = start of the tile + pad - (taps - 1) + row: the x and dy that come in, and where dx goes out,
-// taps - 1 rows before x.
+// A thread on its way down in time over a tile of kVector channels. It takes up row r of x at time first + r and of dy
+// at time dy_start + r together, and leaves dx of time first + r - kHalo, which then has all that it sees. Rows lie in
+// rings of kRows: of dy, and soon of dz, at r % kRows, of x kHalo further.
 template <class Config>
-FFTCONV_DEVICE void backward_in_channels(const DepthwiseParams& p) {
+struct BackwardWalk {
   using io_t = typename Config::io_t;
   using V = Vector<io_t, Config::kVector>;
-  constexpr int kCount = Config::kVector, kTaps = Config::kTaps, kRows = Config::kRepeat, kHalo = kTaps - 1;
+  static constexpr int kCount = Config::kVector, kTaps = Config::kTaps, kRows = Config::kRepeat, kHalo = kTaps - 1;
+  static_assert(kRows >= kTaps, "the rings hold all that an output sees");
+  float taps[kTaps][kCount], bias[kCount], sums[kTaps + 1][kCount] = {};
+  float x[kRows][kCount], dz[kRows][kCount] = {};
+  V next_x[kRows], next_dy[kRows];
+  RowReader<io_t, kCount> x_rows, dy_rows;
+  io_t* g_dx;  // of the next row
+  int first, dy_start;
+  int dz_end, dx_end;  // past the rows of the tile's own dz and dx
+
+  // Tile `first` of a batch row; returns up to which row all that a step meets is there.
+  FFTCONV_DEVICE int begin(const DepthwiseParams& p, int batch, int channel) {
+    dy_start = first + p.pad - kHalo;
+    dz_end = min(first + p.tile_len, p.dy_len) - dy_start;
+    dx_end = min(first + p.tile_len, p.in_len) - first + kHalo;
+    const int count = p.tile_len + kHalo;
+    x_rows = read_rows<io_t, kCount>(p.x, p.x_strides, batch, channel, first - kHalo, p.in_len, count + kHalo);
+    dy_rows = read_rows<io_t, kCount>(p.dy, p.dy_strides, batch, channel, dy_start, p.dy_len, count);
+    g_dx = depthwise_row<io_t>(p.out, p.out_strides, batch, channel) + (first - kHalo) * p.out_strides.time;
+    static_for<kHalo>([&](auto i) { x_rows.next().widen(x[i.value]); });
+    static_for<kRows>([&](auto i) {
+      next_x[i.value] = x_rows.next();
+      next_dy[i.value] = dy_rows.next();
+    });
+    return min(min(count, dz_end + kRows), min(p.in_len - first, p.dy_len - dy_start)) - 2 * kRows;
+  }
+
+  // Rows row .. row + kRows - 1. kIsInside: their dz and dx are all the tile's own, and the next rows are all there.
+  template <bool kIsInside>
+  FFTCONV_DEVICE void step(const DepthwiseParams& p, int row) {
+    static_for<kRows>([&](auto i) {
+      const int r = row + i.value;
+      next_x[i.value].widen(x[(i.value + kHalo) % kRows]);
+      next_dy[i.value].widen(dz[i.value]);
+      next_x[i.value] = x_rows.template next<kIsInside>();
+      next_dy[i.value] = dy_rows.template next<kIsInside>();
+      if constexpr (Config::kHasSilu) {
+        // An output that is not there has no z, which might not be finite.
+        apply_slope<i.value>(kIsInside || is_inside(dy_start + r, p.dy_len));
+      }
+      if constexpr (Config::kHasSums) {
+        if (kIsInside || (dy_start + r >= first && r < dz_end)) add_products<i.value>();
+      }
+      if constexpr (Config::kHasInput) {
+        if (kIsInside || (r >= kHalo && r < dx_end)) store_input<i.value>();
+        g_dx += p.out_strides.time;
+      }
+    });
+  }
+
+  FFTCONV_DEVICE void run(const DepthwiseParams& p, int last_inside) {
+#pragma unroll 1
+    for (int row = 0; row < p.tile_len + kHalo; row += kRows) {
+      if (row >= kHalo && row <= last_inside) {
+        step<true>(p, row);
+      } else {
+        step<false>(p, row);
+      }
+    }
+  }
+
+ private:
+  template <int kRow>
+  FFTCONV_DEVICE void apply_slope(bool is_there) {
+    static_for<kCount>([&](auto c) {
+      float z = bias[c.value];
+      static_for<kTaps>([&](auto j) { z = fmaf(taps[j.value][c.value], x[(kRow + j.value) % kRows][c.value], z); });
+      dz[kRow][c.value] *= silu_slope(is_there ? z : 0.f);
+    });
+  }
+  template <int kRow>
+  FFTCONV_DEVICE void add_products() {
+    static_for<kCount>([&](auto c) {
+      const float own = dz[kRow][c.value];
+      static_for<kTaps>([&](auto j) {
+        float& sum = sums[j.value][c.value];
+        sum = fmaf(own, x[(kRow + j.value) % kRows][c.value], sum);
+      });
+      sums[kTaps][c.value] += own;
+    });
+  }
+  template <int kRow>
+  FFTCONV_DEVICE void store_input() {
+    float dx[kCount] = {};
+    static_for<kCount>([&](auto c) {
+      static_for<kTaps>([&](auto j) {
+        dx[c.value] = fmaf(taps[j.value][c.value], dz[(kRow - j.value + kRows) % kRows][c.value], dx[c.value]);
+      });
+    });
+    V::narrow(dx).store(g_dx);
+  }
+};
+
+template <class Config>
+FFTCONV_DEVICE void backward_in_channels(const DepthwiseParams& p) {
+  using Walk = BackwardWalk<Config>;
+  constexpr int kCount = Config::kVector, kTaps = Config::kTaps;
   const int lane = threadIdx.x & ((1 << p.log2_lanes) - 1), slot = threadIdx.x >> p.log2_lanes;
   const unsigned group = blockIdx.x / p.tiles, tile = blockIdx.x - group * p.tiles;
   const int channel = ((tile << p.log2_lanes) + lane) * kCount;
   const int chunk = group * (Config::kThreads >> p.log2_lanes) + slot;
   if (channel >= p.channels || chunk >= p.chunks) return;
-  float taps[kTaps][kCount], bias[kCount], sums[kTaps + 1][kCount] = {};
+  Walk walk;
   static_for<kCount>([&](auto c) {
-    load_taps<kTaps, kCount>(taps[0] + c.value, p, channel + c.value);
-    bias[c.value] = load_bias(p, channel + c.value);
+    load_taps<kTaps, kCount>(walk.taps[0] + c.value, p, channel + c.value);
+    walk.bias[c.value] = load_bias(p, channel + c.value);
   });
   const int last = min((chunk + 1) * p.chunk_items, p.batch * p.time_tiles);
   for (int item = chunk * p.chunk_items; item < last; item++) {
-    const int batch = item / p.time_tiles, first = (item - batch * p.time_tiles) * p.tile_len;
-    const int dy_start = first + p.pad - kHalo;
-    const io_t* g_x = depthwise_row<io_t>(p.x, p.x_strides, batch, channel) + first * p.x_strides.time;
-    const io_t* g_dy = depthwise_row<io_t>(p.dy, p.dy_strides, batch, channel) + dy_start * p.dy_strides.time;
-    io_t* g_dx = depthwise_row<io_t>(p.out, p.out_strides, batch, channel) + (first - kHalo) * p.out_strides.time;
-    const auto is_inside = [](int time, int length) {
-      return static_cast<unsigned>(time) < static_cast<unsigned>(length);
-    };
-    const auto load_x = [&](int row) {
-      return V::load_if(is_inside(first + row, p.in_len), g_x + row * p.x_strides.time);
-    };
-    const auto load_dy = [&](int row) {
-      return V::load_if(is_inside(dy_start + row, p.dy_len), g_dy + row * p.dy_strides.time);
-    };
-    float x[kHalo + kRows][kCount], dz[kHalo + kRows][kCount] = {};
-    static_for<kHalo>([&](auto i) { load_x(i.value - kHalo).widen(x[i.value]); });
-    V next_x[kRows], next_dy[kRows];
-    static_for<kRows>([&](auto i) {
-      next_x[i.value] = load_x(i.value);
-      next_dy[i.value] = load_dy(i.value);
-    });
-    const int rows = p.tile_len + kHalo;
-#pragma unroll 1
-    for (int row = 0; row < rows; row += kRows) {
-      static_for<kRows>([&](auto i) {
-        next_x[i.value].widen(x[kHalo + i.value]);
-        next_dy[i.value].widen(dz[kHalo + i.value]);
-      });
-      if (row + kRows < rows) {
-        static_for<kRows>([&](auto i) {
-          next_x[i.value] = load_x(row + kRows + i.value);
-          next_dy[i.value] = load_dy(row + kRows + i.value);
-        });
-      }
-      static_for<kRows>([&](auto i) {
-        const int t = dy_start + row + i.value;
-        if constexpr (Config::kHasSilu) {
-          static_for<kCount>([&](auto c) {
-            float z = bias[c.value];
-            static_for<kTaps>([&](auto j) { z = fmaf(taps[j.value][c.value], x[i.value + j.value][c.value], z); });
-            // An output that is not there has no z, which might not be finite.
-            dz[kHalo + i.value][c.value] *= silu_slope(is_inside(t, p.dy_len) ? z : 0.f);
-          });
-        }
-        if constexpr (Config::kHasSums) {
-          if (t >= first && t < min(first + p.tile_len, p.dy_len)) {
-            static_for<kCount>([&](auto c) {
-              const float own = dz[kHalo + i.value][c.value];
-              static_for<kTaps>([&](auto j) {
-                sums[j.value][c.value] = fmaf(own, x[i.value + j.value][c.value], sums[j.value][c.value]);
-              });
-              sums[kTaps][c.value] += own;
-            });
-          }
-        }
-        if constexpr (Config::kHasInput) {
-          const int s = first + row + i.value - kHalo;
-          if (s >= first && s < min(first + p.tile_len, p.in_len)) {
-            float dx[kCount] = {};
-            static_for<kCount>([&](auto c) {
-              static_for<kTaps>([&](auto j) {
-                dx[c.value] = fmaf(taps[j.value][c.value], dz[kHalo + i.value - j.value][c.value], dx[c.value]);
-              });
-            });
-            V::narrow(dx).store(g_dx + (row + i.value) * p.out_strides.time);
-          }
-        }
-      });
-      static_for<kHalo>([&](auto i) {
-        static_for<kCount>([&](auto c) {
-          x[i.value][c.value] = x[i.value + kRows][c.value];
-          dz[i.value][c.value] = dz[i.value + kRows][c.value];
-        });
-      });
-    }
+    const int batch = item / p.time_tiles;
+    walk.first = (item - batch * p.time_tiles) * p.tile_len;
+    walk.run(p, walk.begin(p, batch, channel));
   }
   if constexpr (Config::kHasSums) {
     static_for<kTaps + 1>([&](auto j) {
       float* g_sums = p.sums + (static_cast<long long>(chunk) * (kTaps + 1) + j.value) * p.channels + channel;
-      static_for<kCount>([&](auto c) { g_sums[c.value] = sums[j.value][c.value]; });
+      static_for<kCount>([&](auto c) { g_sums[c.value] = walk.sums[j.value][c.value]; });
     });
   }
 }
@@ -222,6 +252,7 @@ struct Config {
   static constexpr int kVector = FFTCONV_VECTOR;                  // elements of unit stride that a thread takes
   static constexpr int kRepeat = FFTCONV_REPEAT;                  // of these at a time
   static constexpr int kThreads = FFTCONV_THREADS;
+  static constexpr bool kIsShifted = FFTCONV_IS_SHIFTED;  // rows begin at no multiple of a vector
   static constexpr bool kHasSilu = FFTCONV_HAS_SILU;
   static constexpr bool kHasInput = FFTCONV_HAS_INPUT;  // the gradient of x is wanted
   static constexpr bool kHasSums = FFTCONV_HAS_SUMS;    // those of weight or bias

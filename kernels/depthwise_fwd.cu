@@ -1,9 +1,11 @@
 // Short depthwise convolution of few taps, at the speed of memory: x is read once, y written once, 16 bytes a thread
-// along the axis of unit stride (8 or 4 where taps and points of more channels do not fit in registers).
+// along the axis of unit stride (fewer where taps and points of more channels do not fit in registers, or rows of
+// channels begin at fewer).
 //
 // BHL: a thread takes kRepeat vectors of a row, and reads the points around each out of L1; its taps are constants of
-// the loops, so is the shift between input and output vectors. BLH: a thread takes kVector channels, and walks down in
-// time with the last points in registers; the next kRows rows are on their way while it computes.
+// the loops, so is the shift between input and output vectors, unless rows begin anywhere (kIsShifted): vectors are
+// then those of the output. BLH: a thread takes kVector channels, and walks down in time with the last points in
+// registers; the next kRows rows are on their way while it computes.
 // Blocks: gridDim.x = tiles x groups of what lies beside, gridDim.y walks the batch.
 #include "depthwise.cuh"
 
@@ -24,78 +26,117 @@ FFTCONV_DEVICE void forward_in_time(const DepthwiseParams& p) {
   const unsigned group = blockIdx.x / p.tiles, tile = blockIdx.x - group * p.tiles;
   const int channel = group * (Config::kThreads >> p.log2_lanes) + slot;
   if (channel >= p.channels) return;
-  const int first = (tile * Config::kRepeat << p.log2_lanes) + lane;
-  const int in_vectors = p.in_len / kCount, out_vectors = p.out_end / kCount;
+  const int first = ((tile * Config::kRepeat << p.log2_lanes) + lane) * kCount;
   float taps[kTaps];
   load_taps<kTaps>(taps, p, channel);
   const float bias = load_bias(p, channel);
   for (int batch = blockIdx.y; batch < p.batch; batch += gridDim.y) {
     const io_t* g_x = depthwise_row<io_t>(p.x, p.x_strides, batch, channel);
     io_t* g_y = depthwise_row<io_t>(p.out, p.out_strides, batch, channel);
-    Window<io_t, kCount, -kPad, kCount - kPad + kTaps - 1> x[Config::kRepeat];
-    static_for<Config::kRepeat>([&](auto i) { x[i.value].load(g_x, first + (i.value << p.log2_lanes), in_vectors); });
-    static_for<Config::kRepeat>([&](auto i) {
-      x[i.value].widen();
-      float y[kCount];
-      static_for<kCount>([&](auto t) {
-        float sum = bias;
-        static_for<kTaps>([&](auto j) { sum = fmaf(taps[j.value], x[i.value].at(t.value + j.value - kPad), sum); });
-        y[t.value] = activate<Config>(sum);
+    int begin = Config::kIsShifted ? first - misalignment<kCount>(g_y) : first;
+    do {
+      Window<io_t, kCount, -kPad, kCount - kPad + kTaps - 1, Config::kIsShifted> x[Config::kRepeat];
+      static_for<Config::kRepeat>(
+          [&](auto i) { x[i.value].load(g_x, begin + (i.value * kCount << p.log2_lanes), p.in_len); });
+      static_for<Config::kRepeat>([&](auto i) {
+        x[i.value].widen();
+        float y[kCount];
+        static_for<kCount>([&](auto t) {
+          float sum = bias;
+          static_for<kTaps>([&](auto j) { sum = fmaf(taps[j.value], x[i.value].at(t.value + j.value - kPad), sum); });
+          y[t.value] = activate<Config>(sum);
+        });
+        const int point = begin + (i.value * kCount << p.log2_lanes);
+        store_vector<Config::kIsShifted>(Vector<io_t, kCount>::narrow(y), g_y, point, p.out_end);
       });
-      const int vector = first + (i.value << p.log2_lanes);
-      if (vector < out_vectors) {
-        Vector<io_t, kCount>::narrow(y).store(g_y + static_cast<long long>(vector) * kCount);
-      }
-    });
+      // The few points by which vectors begin before the row are left for the first thread.
+      begin += (Config::kRepeat * kCount << p.log2_lanes) * p.tiles;
+    } while (Config::kIsShifted && begin < p.out_end);
   }
 }
+
+// A thread on its way down in time over the rows of kVector channels. Row r of those that it reads lies at r % kSlots,
+// if need be after those before it were moved; with kIsRing none is, and the loop has no conditions but at the ends.
+template <class Config>
+struct ForwardWalk {
+  using io_t = typename Config::io_t;
+  using V = Vector<io_t, Config::kVector>;
+  static constexpr int kCount = Config::kVector, kTaps = Config::kTaps, kRows = Config::kRepeat, kHalo = kTaps - 1;
+  static constexpr int kSlots = Config::kIsRing ? kRows : kHalo + kRows;
+  static_assert(kSlots >= kTaps, "all that an output sees has a place");
+  float taps[kTaps][kCount], bias[kCount];
+  float x[kSlots][kCount];
+  V before[kHalo > 0 ? kHalo : 1], next[kRows];
+  RowReader<io_t, kCount> rows;
+  io_t* g_y;
+
+  // Asks for the first rows, of `count` in all, from row `start` of the array on.
+  FFTCONV_DEVICE void load_first(const DepthwiseParams& p, int batch, int channel, int start, int count) {
+    rows = read_rows<io_t, kCount>(p.x, p.x_strides, batch, channel, start, p.in_len, count);
+    static_for<kHalo>([&](auto i) { before[i.value] = rows.next(); });
+    static_for<kRows>([&](auto i) { next[i.value] = rows.next(); });
+  }
+
+  // kRows outputs from `row` on, of which those before `end` are stored. kIsInside: all of them, and the next rows are
+  // all there.
+  template <bool kIsInside>
+  FFTCONV_DEVICE void step(const DepthwiseParams& p, int row, int end) {
+    static_for<kRows>([&](auto i) {
+      next[i.value].widen(x[(i.value + kHalo) % kSlots]);
+      next[i.value] = rows.template next<kIsInside>();
+      float y[kCount];
+      static_for<kCount>([&](auto c) {
+        float sum = bias[c.value];
+        static_for<kTaps>(
+            [&](auto j) { sum = fmaf(taps[j.value][c.value], x[(i.value + j.value) % kSlots][c.value], sum); });
+        y[c.value] = activate<Config>(sum);
+      });
+      if (kIsInside || row + i.value < end) V::narrow(y).store(g_y);
+      g_y += p.out_strides.time;
+    });
+    if constexpr (!Config::kIsRing) {
+      static_for<kHalo>(
+          [&](auto i) { static_for<kCount>([&](auto c) { x[i.value][c.value] = x[i.value + kRows][c.value]; }); });
+    }
+  }
+
+  // `end` outputs from `g_first` on.
+  FFTCONV_DEVICE void run(const DepthwiseParams& p, io_t* g_first, int end, int last_inside) {
+    g_y = g_first;
+    static_for<kHalo>([&](auto i) { before[i.value].widen(x[i.value]); });
+#pragma unroll 1
+    for (int row = 0; row < end; row += kRows) {
+      if (Config::kIsRing && row <= last_inside) {
+        step<true>(p, row, end);
+      } else {
+        step<false>(p, row, end);
+      }
+    }
+  }
+};
 
 template <class Config>
 FFTCONV_DEVICE void forward_in_channels(const DepthwiseParams& p) {
   using io_t = typename Config::io_t;
-  using V = Vector<io_t, Config::kVector>;
-  constexpr int kCount = Config::kVector, kTaps = Config::kTaps, kRows = Config::kRepeat, kHalo = kTaps - 1;
+  using Walk = ForwardWalk<Config>;
+  constexpr int kCount = Config::kVector, kHalo = Walk::kHalo;
   const int lane = threadIdx.x & ((1 << p.log2_lanes) - 1), slot = threadIdx.x >> p.log2_lanes;
   const unsigned group = blockIdx.x / p.tiles, tile = blockIdx.x - group * p.tiles;
   const int block_channel = (tile << p.log2_lanes) * kCount, channel = block_channel + lane * kCount;
   const int first = (group * (Config::kThreads >> p.log2_lanes) + slot) * p.tile_len, start = first - p.pad;
   // Threads with nothing to do meet the others at the barrier.
   const int end = channel < p.channels ? min(p.tile_len, p.out_end - first) : 0, in_end = end > 0 ? end + kHalo : 0;
-  V before[kHalo > 0 ? kHalo : 1], next[kRows];
-  const auto load_first = [&](int batch) {
-    auto rows = read_rows<io_t, kCount>(p.x, p.x_strides, batch, channel, start, p.in_len, in_end);
-    static_for<kHalo>([&](auto i) { before[i.value] = rows.next(); });
-    static_for<kRows>([&](auto i) { next[i.value] = rows.next(); });
-    return rows;
-  };
-  auto rows = load_first(blockIdx.y);  // on their way while the taps are
-  float taps[kTaps][kCount], bias[kCount];
-  const BlockTaps<Config::kThreads, kTaps, kCount> block_taps = {s_taps};
+  const int last_inside = min(end, p.in_len - start - kHalo) - 2 * Walk::kRows;
+  Walk walk;
+  walk.load_first(p, blockIdx.y, channel, start, in_end);  // on their way while the taps are
+  const BlockTaps<Config::kThreads, Config::kTaps, kCount> block_taps = {s_taps};
   block_taps.load(p, block_channel, min(kCount << p.log2_lanes, p.channels - block_channel));
   __syncthreads();
-  block_taps.read(taps, bias, lane * kCount);
+  block_taps.read(walk.taps, walk.bias, lane * kCount);
   for (int batch = blockIdx.y; batch < p.batch; batch += gridDim.y) {
-    if (batch != blockIdx.y) rows = load_first(batch);
+    if (batch != blockIdx.y) walk.load_first(p, batch, channel, start, in_end);
     io_t* g_y = depthwise_row<io_t>(p.out, p.out_strides, batch, channel) + first * p.out_strides.time;
-    float x[kHalo + kRows][kCount];
-    static_for<kHalo>([&](auto i) { before[i.value].widen(x[i.value]); });
-#pragma unroll 1
-    for (int row = 0; row < end; row += kRows) {
-      static_for<kRows>([&](auto i) {
-        next[i.value].widen(x[kHalo + i.value]);
-        next[i.value] = rows.next();
-        float y[kCount];
-        static_for<kCount>([&](auto c) {
-          float sum = bias[c.value];
-          static_for<kTaps>([&](auto j) { sum = fmaf(taps[j.value][c.value], x[i.value + j.value][c.value], sum); });
-          y[c.value] = activate<Config>(sum);
-        });
-        if (row + i.value < end) V::narrow(y).store(g_y);
-        g_y += p.out_strides.time;
-      });
-      static_for<kHalo>(
-          [&](auto i) { static_for<kCount>([&](auto c) { x[i.value][c.value] = x[i.value + kRows][c.value]; }); });
-    }
+    walk.run(p, g_y, end, last_inside);
   }
 }
 
@@ -107,7 +148,9 @@ struct Config {
   static constexpr int kTaps = FFTCONV_TAPS, kPad = FFTCONV_PAD;  // kPad only where neighbours lie along time
   static constexpr int kVector = FFTCONV_VECTOR;                  // elements of unit stride that a thread takes
   static constexpr int kRepeat = FFTCONV_REPEAT;                  // of these at a time
+  static constexpr bool kIsRing = FFTCONV_IS_RING;                // see ForwardWalk
   static constexpr int kThreads = FFTCONV_THREADS;
+  static constexpr bool kIsShifted = FFTCONV_IS_SHIFTED;  // rows begin at no multiple of a vector
   static constexpr bool kHasSilu = FFTCONV_HAS_SILU;
 };
 static_assert(sizeof(fftconv::DepthwiseParams) == FFTCONV_PARAMS_BYTES, "depthwise_params.py and .cuh disagree");

@@ -64,23 +64,24 @@ FFTCONV_DEVICE uint4 load_chunk(bool condition, const io_t* g_values) {
   return v;
 }
 
-// A tile whose arrays have points side by side.
+// A tile whose arrays have points side by side. Rows that begin anywhere are shifted in registers.
 template <class Config>
 FFTCONV_DEVICE void load_in_time(const Chunks<Config>& tile, const DepthwiseParams& p, int batch, int channel,
                                  int start) {
   using io_t = typename Config::io_t;
-  constexpr int kBatch = 8;
+  constexpr int kBatch = Config::kIsShifted ? 4 : 8;
   const io_t* g_x = depthwise_row<io_t>(p.x, p.x_strides, batch, channel);
-  uint4 values[kBatch];
+  Window<io_t, kChunkPoints, 0, kChunkPoints, Config::kIsShifted> chunks[kBatch];
   in_batches<kBatch, Config::kThreads>(
       Config::kChannels * Config::kChunks,
       [&](auto i, int index) {
         const int own = index / Config::kChunks, time = start + index % Config::kChunks * kChunkPoints;
-        const bool is_there = own < Config::kChannels && channel + own < p.channels && time >= 0 && time < p.in_len;
-        values[i.value] = load_chunk(is_there, g_x + own * p.x_strides.channel + time);
+        const bool is_there = own < Config::kChannels && channel + own < p.channels;
+        chunks[i.value].load(g_x + own * p.x_strides.channel, time, is_there ? p.in_len : 0);
       },
       [&](auto i, int index) {
-        *reinterpret_cast<uint4*>(tile.at(index / Config::kChunks, index % Config::kChunks)) = values[i.value];
+        *reinterpret_cast<uint4*>(tile.at(index / Config::kChunks, index % Config::kChunks)) =
+            chunks[i.value].take_first().word;
       });
 }
 
@@ -301,7 +302,7 @@ struct ChannelTile {
       const unsigned word = finish(sums[2 * i.value], sums[2 * i.value + 1]);
       if constexpr (Config::kAxis == Axis::kTime) {
         io_t* g_y = depthwise_row<io_t>(p.out, p.out_strides, batch, channel);
-        if (time < p.out_end) *reinterpret_cast<unsigned*>(g_y + time) = word;
+        store_vector<Config::kIsShifted>(Vector<io_t, 2>{word}, g_y, time, p.out_end);
       } else {
         reinterpret_cast<unsigned*>(tile.at(own, chunk))[t] = word;
       }
@@ -372,7 +373,8 @@ struct Config {
   static constexpr int kSteps = FFTCONV_STEPS;  // of 16 taps, among them those of zero around the filter
   static constexpr int kTiles = FFTCONV_TILES;  // products of 128 outputs that a warp takes at a time
   static constexpr bool kIsSplit = FFTCONV_IS_SPLIT;
-  static constexpr bool kIsScaled = FFTCONV_IS_SCALED;  // by a power of two for each channel
+  static constexpr bool kIsScaled = FFTCONV_IS_SCALED;    // by a power of two for each channel
+  static constexpr bool kIsShifted = FFTCONV_IS_SHIFTED;  // rows begin at no multiple of a chunk
   static constexpr bool kHasSilu = FFTCONV_HAS_SILU;
   static constexpr int kChannels = FFTCONV_CHANNELS, kPoints = FFTCONV_POINTS;  // of a tile
   static constexpr int kThreads = FFTCONV_THREADS;

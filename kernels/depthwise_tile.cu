@@ -91,7 +91,7 @@ struct TileTarget {
   // One output, at the edge of an array, of the state, or where the gradient of the final state is added.
   FFTCONV_DEVICE void store_one(int own, int point) const {
     const int all = channel + own, time = start + point;
-    if (all >= p.channels || point >= Config::kPoints || time < p.out_begin || time >= p.out_end) return;
+    if (all >= p.channels || !is_inside(point, Config::kPoints) || time < p.out_begin || time >= p.out_end) return;
     float v = 0.f;
     if (!is_padding(point)) {
       float dy = 0.f;
@@ -113,8 +113,10 @@ struct TileTarget {
     const int all = channel + unit.channel, time = start + unit.point;
     float values[Config::kVector], dy[Config::kVector] = {};
     if constexpr (Config::kEpilogue == Epilogue::kSlope) {
+      using V = Vector<dy_t, Config::kVector>;
       const dy_t* g_dy = depthwise_row<dy_t>(p.dy, p.dy_strides, batch, all) + time * p.dy_strides.time;
-      Vector<dy_t, Config::kVector>::load_if(true, g_dy).widen(dy);
+      const bool is_aligned = !U::kIsTime || misalignment<Config::kVector>(g_dy) == 0;  // as the output is
+      (is_aligned ? V::load_if(true, g_dy) : V::load_inside(g_dy, 0, Config::kVector)).widen(dy);
     }
     unit.template for_each<Config::kPitch>(
         [&](auto k, int place) { values[k.value] = finish<Config>(s_tile[place], dy[k.value]); });
@@ -130,9 +132,10 @@ struct TileTarget {
   FFTCONV_DEVICE void store() const {
     // The last points, where there is a gradient to add, are taken one by one.
     const int end = p.d_final == nullptr ? p.out_end : min(p.out_end, p.in_len - p.width + 1);
+    const out_t* g_tile = depthwise_row<out_t>(p.out, p.out_strides, batch, channel) + start * p.out_strides.time;
 #pragma unroll 2
     for (int index = threadIdx.x; index < U::kCount; index += Config::kThreads) {
-      const U unit(index, 0);
+      const U unit(index, g_tile, p.out_strides);
       if (unit.is_inside(start, p.channels - channel, end)) {
         store_vector(unit);
         continue;

@@ -1,6 +1,7 @@
-// Tiles of a few channels by many points in shared memory, as float32, whatever the axis of unit stride, the alignment
-// and what lies before the first point. Points of a channel lie side by side, in groups of 16 with a gap, so that
-// neighbouring threads, each with 16 points of its own, read 16 bytes each without bank conflicts.
+// Tiles of a few channels by many points in shared memory, as float32, whatever the axis of unit stride and what lies
+// before the first point; where that axis is time, rows may begin anywhere. Points of a channel lie side by side, in
+// groups of 16 with a gap, so that neighbouring threads, each with 16 points of its own, read 16 bytes each without
+// bank conflicts.
 #pragma once
 #include "depthwise.cuh"
 
@@ -45,11 +46,12 @@ struct Unit {
   static constexpr int kCount = kAlong * (kIsTime ? kChannels : kSpan);
   int channel, point;  // of the first one
 
-  // `shift`: points of the tile before a multiple of kVector in time.
-  FFTCONV_DEVICE Unit(int index, int shift) {
+  // `g_tile`: the tile's first point, where its array's are accessed together: in time that may be before the tile.
+  template <class io_t>
+  FFTCONV_DEVICE Unit(int index, const io_t* g_tile, const DepthwiseStrides& strides) {
     const int along = index % kAlong * kVector, across = index / kAlong;
     channel = kIsTime ? across : along;
-    point = kIsTime ? along - shift : across;
+    point = kIsTime ? along - misalignment<kVector>(g_tile + channel * strides.channel) : across;
   }
   FFTCONV_DEVICE int channel_of(int element) const { return kIsTime ? channel : channel + element; }
   FFTCONV_DEVICE int point_of(int element) const { return kIsTime ? point + element : point; }
@@ -75,20 +77,19 @@ FFTCONV_DEVICE void load_tile(float* s_tile, const TileSource<io_t>& source, int
   using U = Unit<kAxis, kChannels, kVector, kSpan>;
   using V = Vector<io_t, kVector>;
   constexpr int kBatch = 4;  // vectors that a thread waits for together
-  const int shift = kAxis == Axis::kTime ? start - floor_divide(start, kVector) * kVector : 0;
+  const io_t* g_tile = source.g_values + start * source.strides.time;
 #pragma unroll 1
   for (int first = threadIdx.x; first < U::kCount; first += kBatch * kThreads) {
     V vectors[kBatch];
     static_for<kBatch>([&](auto i) {
-      const U unit(first + i.value * kThreads, shift);
-      const long long offset =
-          unit.channel * source.strides.channel + static_cast<long long>(start + unit.point) * source.strides.time;
+      const U unit(first + i.value * kThreads, g_tile, source.strides);
+      const long long offset = unit.channel * source.strides.channel + unit.point * source.strides.time;
       const bool is_inside = unit.is_inside(start, source.channels, source.length);
-      vectors[i.value] = V::load_if(is_inside && first + i.value * kThreads < U::kCount, source.g_values + offset);
+      vectors[i.value] = V::load_if(is_inside && first + i.value * kThreads < U::kCount, g_tile + offset);
     });
     static_for<kBatch>([&](auto i) {
       if (first + i.value * kThreads >= U::kCount) return;
-      const U unit(first + i.value * kThreads, shift);
+      const U unit(first + i.value * kThreads, g_tile, source.strides);
       if (unit.is_inside(start, source.channels, source.length)) {
         float values[kVector];
         vectors[i.value].widen(values);

@@ -252,3 +252,15 @@ LARGE = (
     DepthwiseCase((4, 130, 1, 4), special="states"),
     DepthwiseCase((4, 130, 2, 64), layout="BLH", special="states"),
 )
+
+ANYWHERE = (
+    # Rows that begin at no multiple of 16 bytes. Where x and dy are "odd", those of the results begin at others still.
+    DepthwiseCase((2, 5, 137, 4), "same"),
+    DepthwiseCase((2, 5, 137, 4), "same", placing="odd"),
+    DepthwiseCase((2, 3, 1024, 4), "same", placing="odd"),  # points are left for the first thread
+    DepthwiseCase((3, 3, 9, 3), "same", "bfloat16", activation="silu", placing="odd"),
+    DepthwiseCase((2, 3, 301, 7), "same", "float32", activation="silu"),
+    DepthwiseCase((2, 9, 70, 4), layout="BLH"),
+    DepthwiseCase((2, 10, 150, 5), "same", "bfloat16", layout="BLH", activation="silu"),
+    DepthwiseCase((2, 33, 70, 8), "same", "float32", layout="BLH", placing="odd"),
+)

@@ -14,6 +14,15 @@ def _walk(name: str) -> tuple[str, ...]:
     return (f"tests/test_depthwise_kernels.py::test_blocks_that_walk[{name}]",)
 
 
+def _anywhere(name: str) -> tuple[str, ...]:
+    test = "tests/test_depthwise_kernels.py::test_few_taps_of_rows_that_begin_anywhere_take_the_fast_kernels"
+    return (f"{test}[{name}]",)
+
+
+_DOZEN = "tests/test_depthwise_kernels.py::test_a_dozen_taps_take_the_fast_kernels"
+_LAST = (
+    "tests/test_depthwise_kernels.py::test_the_last_point_that_is_not_finite_stays_out_of_gradients_that_do_not_see_it"
+)
 _RACE = "tests/test_depthwise_kernels.py::test_no_races"
 _MANY = "tests/test_depthwise_kernels.py::test_no_races_of_many_taps"
 _MATRIX = "tests/test_depthwise_kernels.py::test_many_taps_of_16_bits_take_tensor_cores"
@@ -26,16 +35,79 @@ DEPTHWISE_MUTATIONS = (
     Mutation(
         "depthwise: vectors around a thread's own",
         "kernels/depthwise.cuh",
-        "return values[point - kFirst * kCount];",
-        "return values[point - kFirst * kCount - 1];",
+        "return values[point - kFirst];",
+        "return values[point - kFirst - 1];",
         _fast("4-BHL-same"),
     ),
     Mutation(
         "depthwise: past the row",
         "kernels/depthwise.cuh",
-        "const bool is_inside = static_cast<unsigned>(index) < static_cast<unsigned>(length);",
-        "const bool is_inside = index >= 0;",
+        "V::load_if(kIsShifted || is_inside(begin + kAt, length), g_first + kAt);",
+        "V::load_if(kIsShifted || begin + kAt >= 0, g_first + kAt);",
         _fast("4-BHL-same"),
+    ),
+    Mutation(
+        "depthwise: before the row",
+        "kernels/depthwise.cuh",
+        "(begin >= 0 && begin + kVectors * kCount <= length)",
+        "begin + kVectors * kCount <= length",
+        _anywhere("2x5x137x4-float16-float32-float32-BHL-same-linear-none-odd-all-sm_90"),
+    ),
+    Mutation(
+        "depthwise: points left for the first thread",
+        "kernels/depthwise_fwd.cu",
+        "while (Config::kIsShifted && begin < p.out_end);",
+        "while (false);",
+        _anywhere("2x3x1024x4-float16-float32-float32-BHL-same-linear-none-odd-all-sm_90"),
+    ),
+    Mutation(
+        "depthwise: half a word of a shift",
+        "kernels/depthwise.cuh",
+        "(bytes & 2) * 8",
+        "0",
+        _anywhere("2x5x137x4-float16-float32-float32-BHL-same-linear-none-odd-all-sm_90"),
+    ),
+    Mutation(
+        "depthwise: words of a shift",
+        "kernels/depthwise.cuh",
+        "bytes & 8 ? words[i.value + 2]",
+        "bytes & 8 ? words[i.value + 1]",
+        _anywhere("2x5x137x4-float16-float32-float32-BHL-same-linear-none-packed-all-sm_90"),
+    ),
+    Mutation(
+        "depthwise: vectors past a row's end",
+        "kernels/depthwise.cuh",
+        "point >= 0 && point + kCount <= length && misalignment",
+        "point >= 0 && point < length && misalignment",
+        _anywhere("2x5x137x4-float16-float32-float32-BHL-same-linear-none-packed-all-sm_90"),
+    ),
+    Mutation(
+        "depthwise: sums of points that are not there",
+        "kernels/depthwise_bwd.cu",
+        "if (Config::kIsShifted && !is_inside(point + t, p.dy_len)) return;",
+        "",
+        (f"{_LAST}[BHL-4-odd]",),
+    ),
+    Mutation(
+        "depthwise: rows without conditions",
+        "kernels/depthwise_fwd.cu",
+        "min(end, p.in_len - start - kHalo) - 2 * Walk::kRows;",
+        "end;",
+        (f"{_DOZEN}[9-BLH-bfloat16-packed]",),
+    ),
+    Mutation(
+        "depthwise: rows of gradients without conditions",
+        "kernels/depthwise_bwd.cu",
+        "if (row >= kHalo && row <= last_inside) {",
+        "if (row <= last_inside) {",
+        _walk("5x24x331x4-float16-float32-float32-BLH-causal-silu-none-packed-all-sm_90"),
+    ),
+    Mutation(
+        "depthwise: rows of a tile that begin anywhere",
+        "kernels/depthwise_tile.cuh",
+        "misalignment<kVector>(g_tile + channel * strides.channel)",
+        "misalignment<kVector>(g_tile)",
+        (f"{_MANY}[BHL]",),
     ),
     Mutation(
         "depthwise: reversed taps",
@@ -54,8 +126,8 @@ DEPTHWISE_MUTATIONS = (
     Mutation(
         "depthwise: points that go on in registers",
         "kernels/depthwise_fwd.cu",
-        "x[i.value][c.value] = x[i.value + kRows][c.value];",
-        "x[i.value][c.value] = x[i.value + kRows - 1][c.value];",
+        "x[(i.value + j.value) % kSlots][c.value], sum)",
+        "x[(i.value + j.value + 1) % kSlots][c.value], sum)",
         _fast("4-BLH-causal"),
     ),
     Mutation(
@@ -68,8 +140,8 @@ DEPTHWISE_MUTATIONS = (
     Mutation(
         "depthwise: points that a tile sums",
         "kernels/depthwise_bwd.cu",
-        "if (t >= first && t < min(first + p.tile_len, p.dy_len)) {",
-        "if (t >= 0 && t < p.dy_len) {",
+        "(dy_start + r >= first && r < dz_end)",
+        "is_inside(dy_start + r, dy_len)",
         _walk("5x24x331x4-float16-float32-float32-BLH-causal-silu-none-packed-all-sm_90"),
     ),
     Mutation(

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("cupy")
 
-from depthwise_kernel_cases import LARGE, DepthwiseCase, Exact, drawn, make_inputs
+from depthwise_kernel_cases import ANYWHERE, LARGE, DepthwiseCase, Exact, drawn, make_inputs
 from depthwise_kernel_runs import check_gradients, check_outputs, run_gradients, run_outputs
 from depthwise_update_cases import UpdateCase, check_update
 from host_runtime.harness import ORDERS
@@ -43,12 +43,26 @@ def test_few_taps_of_aligned_rows_take_the_fast_kernels(width: int, layout: str,
     assert check_gradients(case, orders=ORDERS[:1]) == FUSED
 
 
-@pytest.mark.parametrize("layout", ["BHL", "BLH"])
-@pytest.mark.parametrize("width", [9, 12, 16])
-def test_a_dozen_taps_take_the_fast_kernel(width: int, layout: str) -> None:
-    case = DepthwiseCase((2, 24, 136, width), "same", layout=layout)
-    for dtype in ("float16", "float32"):
-        assert check_outputs(replace(case, dtype=dtype), orders=ORDERS[:1]) == FAST
+@pytest.mark.parametrize("case", ANYWHERE, ids=lambda case: case.label)
+def test_few_taps_of_rows_that_begin_anywhere_take_the_fast_kernels(case: DepthwiseCase) -> None:
+    assert check_outputs(case, orders=ORDERS[:1]) == FAST
+    assert check_gradients(case, orders=ORDERS[:1]) == FUSED
+
+
+@pytest.mark.parametrize(
+    ("width", "layout", "dtype", "placing"),
+    [
+        (9, "BHL", "float16", "odd"),
+        (16, "BHL", "float32", "packed"),
+        (9, "BLH", "bfloat16", "packed"),
+        (12, "BLH", "float16", "odd"),
+        (16, "BLH", "float32", "packed"),
+    ],
+)
+def test_a_dozen_taps_take_the_fast_kernels(width: int, layout: str, dtype: str, placing: str) -> None:
+    case = DepthwiseCase((2, 24, 136, width), "same", dtype, layout=layout, placing=placing)
+    assert check_outputs(case, orders=ORDERS[:1]) == FAST
+    assert check_gradients(case, orders=ORDERS[:1]) == FUSED
 
 
 @pytest.mark.parametrize("layout", ["BHL", "BLH"])
@@ -62,6 +76,12 @@ def test_many_taps_of_16_bits_take_tensor_cores(width: int, padding: str, layout
     for dtype, weight_dtype in (("float16", "float32"), ("bfloat16", "float16"), ("float16", "float16")):
         case = DepthwiseCase((2, 40, 136, width), points, dtype, weight_dtype, layout=layout, activation=activation)
         assert check_outputs(case, orders=ORDERS[:1]) == MATRIX
+
+
+@pytest.mark.parametrize(("width", "seqlen", "placing"), [(20, 137, "packed"), (64, 304, "odd")])
+def test_tensor_cores_take_rows_that_begin_anywhere(width: int, seqlen: int, placing: str) -> None:
+    case = DepthwiseCase((2, 9, seqlen, width), "same", weight_dtype="float16", placing=placing)
+    assert check_outputs(case, orders=ORDERS[:1]) == MATRIX
 
 
 @pytest.mark.parametrize(
@@ -131,10 +151,13 @@ def test_a_point_that_is_not_finite_stays_with_the_outputs_that_see_it(
     assert (y[sees] != y[sees]).any() or np.isinf(y[sees].astype(np.float32)).any()
 
 
+@pytest.mark.parametrize("placing", ["packed", "odd"])
 @pytest.mark.parametrize("width", [4, 20])
 @pytest.mark.parametrize("layout", ["BHL", "BLH"])
-def test_the_last_point_that_is_not_finite_stays_out_of_gradients_that_do_not_see_it(layout: str, width: int) -> None:
-    case = DepthwiseCase((1, 8, 136, width), layout=layout)
+def test_the_last_point_that_is_not_finite_stays_out_of_gradients_that_do_not_see_it(
+    layout: str, width: int, placing: str
+) -> None:
+    case = DepthwiseCase((1, 8, 136, width), layout=layout, placing=placing)
     inputs = make_inputs(case)
     inputs.x[0, 3, -1] = np.inf
     grads, _ = run_gradients(case, inputs)

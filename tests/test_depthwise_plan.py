@@ -17,6 +17,7 @@ from fftconv_cupy.depthwise_plan import (
     make_depthwise_vjp_plan,
 )
 from fftconv_cupy.depthwise_problem import DepthwiseProblem, DepthwiseWanted, make_depthwise_problem
+from fftconv_cupy.depthwise_steps import row_alignment
 
 H100 = ARCHS["sm_90"]
 ALL = DepthwiseWanted(x=True, weight=True, bias=True)
@@ -68,7 +69,8 @@ def test_many_taps_of_16_bits_go_to_tensor_cores(width: int, layout: str, dtype:
     assert "tensor cores" in " ".join(plan.reasons)
     assert entries(make_depthwise_vjp_plan(problem, ALL, H100)) == ["mma", "taps", "reduce"]
     assert entries(make_depthwise_plan(problem, ARCHS["sm_75"])) == ["tile"]
-    assert entries(make_depthwise_plan(problem, H100, is_vector=False)) == ["tile"]
+    where_rows_begin_anywhere = make_depthwise_plan(problem, H100, alignment=2)
+    assert entries(where_rows_begin_anywhere) == ["mma" if layout == "BHL" else "tile"]
 
 
 @pytest.mark.parametrize("layout", ["BHL", "BLH"])
@@ -77,9 +79,35 @@ def test_a_small_batch_is_cut_into_tiles_for_most_multiprocessors(layout: str) -
     assert step.grid[0] > H100.multiprocessors
 
 
-def test_rows_that_are_not_aligned_go_through_shared_memory() -> None:
-    assert entries(make_depthwise_plan(problem_of(), H100, is_vector=False)) == ["tile"]
-    assert entries(make_depthwise_vjp_plan(problem_of(), ALL, H100, is_vector=False)) == ["tile", "taps", "reduce"]
+@pytest.mark.parametrize(("layout", "how"), [("BHL", "shifted"), ("BLH", "2 bytes")])
+def test_few_taps_of_rows_that_are_not_aligned_take_one_pass_too(layout: str, how: str) -> None:
+    problem = problem_of(layout=layout)
+    outputs = make_depthwise_plan(problem, H100, alignment=2)
+    assert entries(outputs) == ["fwd"]
+    assert how in outputs.reasons[-1]
+    assert outputs.steps[0].spec != make_depthwise_plan(problem, H100).steps[0].spec
+    assert entries(make_depthwise_vjp_plan(problem, ALL, H100, alignment=2)) == ["bwd", "reduce"]
+
+
+def test_the_alignment_of_contiguous_rows() -> None:
+    assert [row_alignment(problem_of(seqlen=n)) for n in (256, 252, 255)] == [16, 2, 2]
+    assert [row_alignment(problem_of(channels=n, layout="BLH")) for n in (64, 60, 62, 61)] == [16, 8, 4, 2]
+    assert row_alignment(problem_of(channels=62, layout="BLH", dtype="float32")) == 8
+    assert row_alignment(problem_of(seqlen=256, width=4, padding=2)) == 2  # 257 outputs
+
+
+@pytest.mark.parametrize("width", [4, 16])
+def test_threads_take_fewer_channels_where_rows_of_them_are_not_aligned(width: int) -> None:
+    problem = problem_of(16, 8192, 8192, width, layout="BLH", bias_dtype=None)
+    numbers = {}
+    for alignment in (16, 4, 2):
+        (step,) = make_depthwise_plan(problem, H100, alignment=alignment).steps
+        vector = int(dict(step.spec.defines)["FFTCONV_VECTOR"])
+        assert 2 * vector <= alignment
+        assert step.grid[0] * step.threads * vector >= problem.channels
+        numbers[alignment] = vector
+    assert numbers[4] == 2
+    assert numbers[2] == 1
 
 
 def test_a_final_state_is_a_copy() -> None:
@@ -131,14 +159,13 @@ def extreme_problems() -> Iterator[DepthwiseProblem]:
 
 
 @pytest.mark.parametrize("problem", list(extreme_problems()), ids=str)
-@pytest.mark.parametrize("is_vector", [False, True])
-def test_the_grid_fits_whatever_the_sizes(problem: DepthwiseProblem, *, is_vector: bool) -> None:
-    if is_vector and (problem.channels if problem.layout == "BLH" else problem.seqlen) % 8:
-        pytest.skip("not aligned")
+@pytest.mark.parametrize("is_contiguous", [False, True])
+def test_the_grid_fits_whatever_the_sizes(problem: DepthwiseProblem, *, is_contiguous: bool) -> None:
+    alignment = row_alignment(problem) if is_contiguous else 2
     for arch in ("sm_75", "sm_90"):
         plans = (
-            make_depthwise_plan(problem, ARCHS[arch], is_vector=is_vector),
-            make_depthwise_vjp_plan(problem, ALL, ARCHS[arch], is_vector=is_vector, has_final_gradient=True),
+            make_depthwise_plan(problem, ARCHS[arch], alignment=alignment),
+            make_depthwise_vjp_plan(problem, ALL, ARCHS[arch], alignment=alignment, has_final_gradient=True),
             make_depthwise_update_plan(problem, ARCHS[arch]),
         )
         for step in itertools.chain.from_iterable(plan.steps for plan in plans):
@@ -171,4 +198,4 @@ def test_the_plan_tells_itself() -> None:
     assert "20 taps" in text
     assert "depthwise_tile" in text
     assert "workspace" in text
-    assert "more than 8 taps" in text
+    assert "more than 16 taps" in text

@@ -22,7 +22,7 @@ LAYERS = (
     ("long_blocks", "mma_blocks", "compile", "devices", "depthwise_kernels", "depthwise_reference"),
     ("cluster_blocks",),
     ("arrays", "filters", "plan", "kernel_matrix", "tables", "numpy_backend", "numeric", "depthwise_steps"),
-    ("filter_checks", "out_checks", "state_checks", "launchers"),
+    ("filter_checks", "out_checks", "state_checks", "launchers", "depthwise_rows"),
     (
         "checks",
         "vjp_plan",

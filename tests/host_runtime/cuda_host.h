@@ -196,6 +196,9 @@ inline void sincospif(float x, float* s, float* c) {
   double turns = (double)x * 3.14159265358979323846;
   *s = (float)sin(turns), *c = (float)cos(turns);
 }
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned bits) {
+  return (unsigned)(((uint64_t)high << 32 | low) >> (bits & 31));
+}
 inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
