@@ -24,13 +24,14 @@ RUN = 16  # points of a thread of depthwise_tile, and points between gaps in sha
 GROUP_TAPS = 8  # of a thread of depthwise_taps
 MAX_GROUPS = 8  # of taps in a block of it
 MAX_ROW_TAPS = 16  # of depthwise_fwd and depthwise_bwd
+MAX_SEQUENCE_TAPS = 8  # of these with sequence indices
 EPILOGUES = ("none", "silu", "slope")  # in the order of the kernel's enum
 MATRIX_DTYPES = ("float16", "bfloat16")  # of depthwise_mma, as CUDA's tensor cores have them
 MAX_MATRIX_STEPS = 9  # of 16 taps: as many as the longest filter takes
 LEAST_MATRIX_TAPS = 9  # for which tensor cores are worth it where registers cannot do without them
 CHUNK_POINTS = 8  # that depthwise_mma moves at a time
 _SHIFTED_BLOCKS = 4  # of a multiprocessor, of depthwise_fwd and depthwise_bwd where vectors are shifted
-_NARROW_ROWS, _NARROW_BLOCKS = 16, 5  # at most, where threads take fewer channels
+_NARROW_ROWS, _NARROW_BLOCKS = 16, 5  # at most, where threads take fewer channels; one less with sequence indices
 MATRIX_TILES = 2  # of 128 outputs that a warp of it takes at a time
 _MATRIX_CAPABILITY = 80
 _AXES = ("BHL", "BLH")  # in the order of the kernels' enum
@@ -81,8 +82,20 @@ ROW_SHAPES = {
 }
 """By layout, direction (backward) and bytes of an element: up to how many taps which shape.
 
-In BLH the taps, points and sums of so many channels fit in registers, and a thread keeps as many rows as it has taps.
+In BLH the taps, points and sums of so many channels fit in registers.
 """
+
+SEQUENCE_SHAPES = {
+    ("BHL", False, 2): RowShape(8, 2, 4),
+    ("BHL", False, 4): RowShape(4, 2, 4),
+    ("BLH", False, 2): RowShape(4, 4, 3, 5),
+    ("BLH", False, 4): RowShape(2, 4, 4, 6),
+    ("BHL", True, 2): RowShape(8, 1, 4),
+    ("BHL", True, 4): RowShape(4, 2, 3),
+    ("BLH", True, 2): RowShape(2, 8, 3),
+    ("BLH", True, 4): RowShape(1, 8, 4),
+}
+"""The same for sequence indices, which take registers too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +112,7 @@ class RowVariant:
         has_input: the gradient of x is made.
         has_sums: the gradients of weight and bias are made.
         alignment: bytes at multiples of which all rows lie: those of a vector or fewer.
+        has_seq_idx: with sequence indices.
     """
 
     dtype: str
@@ -110,6 +124,7 @@ class RowVariant:
     has_input: bool = False
     has_sums: bool = False
     alignment: int = VECTOR_BYTES
+    has_seq_idx: bool = False
 
     @property
     def is_shifted(self) -> bool:
@@ -122,18 +137,18 @@ class RowVariant:
         item = ITEM_BYTES[self.dtype]
         table = ROW_SHAPES[self.layout, self.is_backward, item]
         shape = next(shape for most_taps, shape in table if self.taps <= most_taps)
-        if self.is_shifted:
-            return shape._replace(min_blocks=min(shape.min_blocks, _SHIFTED_BLOCKS))
-        if self.layout == "BHL":
-            return shape
+        if self.has_seq_idx:
+            shape = SEQUENCE_SHAPES[self.layout, self.is_backward, item]
         if self.alignment == VECTOR_BYTES:
             return shape
+        if self.layout == "BHL":
+            return shape._replace(min_blocks=min(shape.min_blocks, _SHIFTED_BLOCKS))
         # Fewer bytes for each thread, so more threads and rows; and the longest pieces of rows, whose ends are shared.
         narrower = max(1, shape.vector * item // self.alignment)
         return shape._replace(
             vector=shape.vector // narrower,
-            repeat=shape.repeat if self.is_backward else min(_NARROW_ROWS, shape.repeat * narrower),
-            min_blocks=min(_NARROW_BLOCKS, shape.min_blocks * narrower),
+            repeat=shape.repeat if self.is_backward or self.has_seq_idx else min(_NARROW_ROWS, shape.repeat * narrower),
+            min_blocks=min(_NARROW_BLOCKS - self.has_seq_idx, shape.min_blocks * narrower),
             log2_lanes=ROW_THREADS.bit_length() - 1,
         )
 
@@ -274,6 +289,7 @@ def row_spec(variant: RowVariant) -> KernelSpec:
         ("FFTCONV_MIN_BLOCKS", str(variant.shape.min_blocks)),
         ("FFTCONV_IS_SHIFTED", str(int(variant.is_shifted))),
         ("FFTCONV_HAS_SILU", str(int(variant.has_silu))),
+        ("FFTCONV_HAS_SEQ_IDX", str(int(variant.has_seq_idx))),
         ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(DepthwiseParams))),
     ]
     if variant.is_backward:

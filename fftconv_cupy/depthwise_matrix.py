@@ -15,6 +15,7 @@ from fftconv_cupy.depthwise_kernels import (
     MAX_GROUPS,
     MAX_MATRIX_STEPS,
     MAX_ROW_TAPS,
+    MAX_SEQUENCE_TAPS,
     ROW_THREADS,
     RUN,
     TAPS_SHAPES,
@@ -76,6 +77,8 @@ def _row_kernels() -> Iterator[Kernel]:
                     replace(variants[0], is_backward=True, has_input=has_input, has_sums=has_sums)
                     for has_input, has_sums in flags
                 ]
+                if taps <= MAX_SEQUENCE_TAPS and pad in (0, taps - 1):  # of causal convolutions
+                    variants.append(replace(variants[0], has_seq_idx=True))
                 for variant in variants:
                     yield Kernel(row_spec(variant), ROW_THREADS, variant.shape.min_blocks, variant.shared_bytes)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fftconv_cupy.archs import ArchLimits
-from fftconv_cupy.depthwise_kernels import MAX_ROW_TAPS, VECTOR_BYTES
+from fftconv_cupy.depthwise_kernels import MAX_ROW_TAPS, MAX_SEQUENCE_TAPS, VECTOR_BYTES
 from fftconv_cupy.depthwise_problem import DepthwiseProblem, DepthwiseWanted
 from fftconv_cupy.depthwise_rows import fused_step, row_step
 from fftconv_cupy.depthwise_steps import (
@@ -99,11 +99,11 @@ def make_depthwise_plan(
         pad=problem.pad,
         epilogue=problem.activation or "none",
     )
-    is_plain = not problem.has_seq_idx and not problem.has_initial_state
-    steps = [_correlation_step(problem, limits, correlation, is_plain=is_plain, alignment=alignment)]
+    has_states = problem.has_initial_state
+    steps = [_correlation_step(problem, limits, correlation, has_states=has_states, alignment=alignment)]
     if problem.has_final_state:
         steps.append(state_step(problem))
-    reasons = _reasons(problem, steps, is_plain=is_plain, alignment=alignment)
+    reasons = _reasons(problem, steps, has_states=has_states, alignment=alignment)
     return DepthwisePlan(problem, limits, tuple(steps), reasons=reasons)
 
 
@@ -126,20 +126,21 @@ def make_depthwise_vjp_plan(
     """
     has_input, has_sums = wanted.x or wanted.initial_state, wanted.weight or wanted.bias
     has_silu = problem.activation == "silu"
-    is_plain = not (problem.has_seq_idx or problem.has_initial_state or has_final_gradient)
+    has_states = problem.has_initial_state or has_final_gradient
     steps, chunks, has_dz = [], 0, False
-    if is_plain and problem.pad < problem.width <= MAX_ROW_TAPS and (has_sums or has_silu):
+    # The gradient of x alone is a convolution, but for one in which sequences have their ends.
+    if _fits_registers(problem, has_states) and (has_sums or has_silu or problem.has_seq_idx):
         fused, chunks = fused_step(problem, limits, has_input=has_input, has_sums=has_sums, alignment=alignment)
         steps.append(fused)
     else:
         has_dz = has_silu
         if has_dz:
             slope = _slope(problem)
-            steps.append(_correlation_step(problem, limits, slope, is_plain=is_plain, alignment=alignment))
+            steps.append(_correlation_step(problem, limits, slope, has_states=has_states, alignment=alignment))
         dz_dtype = "float32" if has_dz else problem.dtype
         if has_input:
             transposed = _transposed(problem, wanted, dz_dtype)
-            steps.append(_correlation_step(problem, limits, transposed, is_plain=is_plain, alignment=alignment))
+            steps.append(_correlation_step(problem, limits, transposed, has_states=has_states, alignment=alignment))
         if has_sums:
             sums, chunks = sums_step(problem, limits, dz_dtype, alignment)
             steps.append(sums)
@@ -152,7 +153,7 @@ def make_depthwise_vjp_plan(
         tuple(steps),
         dz_bytes=-(-4 * points // _ALIGNMENT) * _ALIGNMENT if has_dz else 0,
         sums_bytes=4 * chunks * (problem.width + 1) * problem.channels if has_sums else 0,
-        reasons=_reasons(problem, steps, is_plain=is_plain, alignment=alignment),
+        reasons=_reasons(problem, steps, has_states=has_states, alignment=alignment),
     )
 
 
@@ -162,7 +163,7 @@ def make_depthwise_update_plan(problem: DepthwiseProblem, limits: ArchLimits) ->
 
 
 def _correlation_step(
-    problem: DepthwiseProblem, limits: ArchLimits, correlation: Correlation, *, is_plain: bool, alignment: int
+    problem: DepthwiseProblem, limits: ArchLimits, correlation: Correlation, *, has_states: bool, alignment: int
 ) -> Step:
     """Return the launch of a correlation: in registers, on tensor cores, or in shared memory where neither can be.
 
@@ -170,16 +171,22 @@ def _correlation_step(
         problem: the convolution that it belongs to.
         limits: of the GPU.
         correlation: what is computed.
-        is_plain: without sequence indices and states.
+        has_states: with a state before its input, or gradients of the last one.
         alignment: bytes at multiples of which all rows lie, up to 16.
     """
     is_same = correlation.in_dtype == correlation.out_dtype and correlation.epilogue != "slope"
-    if is_plain and is_same and correlation.out_begin == 0:
-        if 0 <= correlation.pad < problem.width <= MAX_ROW_TAPS:
+    if is_same and not has_states and correlation.out_begin == 0:
+        if correlation.pad >= 0 and _fits_registers(problem, has_states):
             return row_step(problem, limits, correlation, alignment)
-        if has_vectors(problem, alignment) and suits_matrix(problem, limits, correlation):
+        if not problem.has_seq_idx and has_vectors(problem, alignment) and suits_matrix(problem, limits, correlation):
             return matrix_step(problem, limits, correlation, alignment)
     return tile_step(problem, correlation, alignment)
+
+
+def _fits_registers(problem: DepthwiseProblem, has_states: bool) -> bool:
+    """Return whether depthwise_fwd and depthwise_bwd take a problem."""
+    most_taps = MAX_SEQUENCE_TAPS if problem.has_seq_idx else MAX_ROW_TAPS
+    return not has_states and problem.pad < problem.width <= most_taps
 
 
 def _slope(problem: DepthwiseProblem) -> Correlation:
@@ -210,7 +217,7 @@ def _transposed(problem: DepthwiseProblem, wanted: DepthwiseWanted, dz_dtype: st
     )
 
 
-def _reasons(problem: DepthwiseProblem, steps: list[Step], *, is_plain: bool, alignment: int) -> tuple[str, ...]:
+def _reasons(problem: DepthwiseProblem, steps: list[Step], *, has_states: bool, alignment: int) -> tuple[str, ...]:
     reasons = []
     if any(step.spec.entry == "depthwise_mma" for step in steps):
         reasons.append("many taps of a 16-bit array, where registers cannot hold them: tensor cores multiply them")
@@ -218,10 +225,10 @@ def _reasons(problem: DepthwiseProblem, steps: list[Step], *, is_plain: bool, al
         reasons.append(f"more than {MAX_ROW_TAPS} taps: points and sums do not fit in registers")
     if problem.pad >= problem.width:
         reasons.append("the padding is not shorter than the filter")
-    if not is_plain:
-        reasons.append("sequence indices or states are met in shared memory only")
+    is_tiled = any(step.spec.entry in ("depthwise_tile", "depthwise_taps") for step in steps)
+    if has_states or (problem.has_seq_idx and is_tiled):
+        reasons.append("states, and gradients of packed sequences, are met in shared memory only")
     if alignment < VECTOR_BYTES:
-        is_tiled = any(step.spec.entry in ("depthwise_tile", "depthwise_taps") for step in steps)
         how = "elements are accessed one by one" if is_tiled else f"{alignment} bytes are accessed at a time, or fewer"
         if problem.layout == "BHL":
             how = "vectors that begin before a row are shifted"

@@ -37,6 +37,7 @@ def fused_step(
         has_input=has_input,
         has_sums=has_sums,
         alignment=alignment,
+        has_seq_idx=problem.has_seq_idx,
     )
     extent = max(problem.seqlen, problem.out_len)
     places = limits.multiprocessors * _ROW_WARPS * WARP // ROW_THREADS
@@ -80,6 +81,7 @@ def row_step(problem: DepthwiseProblem, limits: ArchLimits, correlation: Correla
         pad=correlation.pad if is_rows else 0,
         has_silu=correlation.epilogue == "silu",
         alignment=alignment,
+        has_seq_idx=problem.has_seq_idx,
     )
     if is_rows:
         vectors = -(-correlation.out_end // variant.shape.vector)

@@ -32,6 +32,7 @@ from fftconv_cupy.problem import ITEM_BYTES
 
 _STORAGE_TYPES = {dtype: index for index, dtype in enumerate(CUDA_TYPES)}  # of kernels/depthwise.cuh
 _NO_STRIDES = (0, 0, 0)
+_ID_BYTES = 4  # of a sequence index
 
 # What to do, the bytes at multiples of which rows lie, and whether there is a d_final_state.
 _Key = tuple[DepthwiseProblem, "DepthwiseWanted | str", int, bool]
@@ -98,7 +99,7 @@ def run(
     Raises:
         CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
     """
-    launcher = _launchers[x.device, (problem, "output", _alignment(problem, x, out), False)]
+    launcher = _launchers[x.device, (problem, "output", _alignment(problem, x, out, seq_idx=seq_idx), False)]
     source, target, state = _rows(problem, x), _rows(problem, out), _states(initial_state)
     for step, kernel in zip(launcher.plan.steps, launcher.kernels, strict=True):
         if step.role == "output":
@@ -145,7 +146,7 @@ def run_vjp(
     Raises:
         CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
     """
-    alignment = _alignment(problem, x, dy, *(() if gradients.x is None else (gradients.x,)))
+    alignment = _alignment(problem, x, dy, *(() if gradients.x is None else (gradients.x,)), seq_idx=seq_idx)
     launcher = _launchers[x.device, (problem, wanted, alignment, d_final_state is not None)]
     made = launcher.plan
     if workspace is None and made.workspace_bytes:
@@ -282,7 +283,7 @@ def _alignments(problem: DepthwiseProblem) -> set[int]:
     return {row_alignment(problem), ITEM_BYTES[problem.dtype]}
 
 
-def _alignment(problem: DepthwiseProblem, *arrays_of_rows: ArrayView) -> int:
+def _alignment(problem: DepthwiseProblem, *arrays_of_rows: ArrayView, seq_idx: ArrayView | None) -> int:
     """Return the bytes at multiples of which rows lie: of contiguous arrays and workspace, or else of any."""
     best, item = row_alignment(problem), ITEM_BYTES[problem.dtype]
     bits = 0
@@ -291,6 +292,8 @@ def _alignment(problem: DepthwiseProblem, *arrays_of_rows: ArrayView) -> int:
         for size, stride in zip(array.shape[:2], array.strides[:2], strict=True):
             if size > 1:
                 bits |= stride * item
+    if seq_idx is not None and problem.layout == "BHL":  # else read one by one
+        bits |= seq_idx.ptr | seq_idx.strides[0] * _ID_BYTES
     return best if bits % best == 0 else item
 
 

@@ -268,6 +268,25 @@ struct Window {
   }
 };
 
+// The sequence indices of the points kBegin .. kEnd - 1 around a thread's, as bits; all alike where there are none.
+template <bool kHasSeqIdx, int kBegin, int kEnd, bool kIsShifted>
+struct SequenceWindow {
+  Window<float, 4, kBegin, kEnd, kIsShifted> ids;
+
+  FFTCONV_DEVICE void load(const DepthwiseParams& p, int batch, int point) {
+    if constexpr (kHasSeqIdx) {
+      ids.load(reinterpret_cast<const float*>(p.seq_idx + batch * p.seq_stride), point, p.in_len);
+    }
+  }
+  FFTCONV_DEVICE void widen() {
+    if constexpr (kHasSeqIdx) ids.widen();
+  }
+  FFTCONV_DEVICE bool is_padding(int point) const { return kHasSeqIdx && __float_as_int(ids.at(point)) < 0; }
+  FFTCONV_DEVICE bool is_one(int a, int b) const {
+    return !kHasSeqIdx || __float_as_int(ids.at(a)) == __float_as_int(ids.at(b));
+  }
+};
+
 // Stores points of a row from `point` on; where rows may begin anywhere, those that lie outside of it are left out.
 template <bool kIsShifted, class io_t, int kCount>
 FFTCONV_DEVICE void store_vector(const Vector<io_t, kCount>& v, io_t* g_row, int point, int length) {

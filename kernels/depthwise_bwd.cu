@@ -68,25 +68,34 @@ FFTCONV_DEVICE void backward_in_time(const DepthwiseParams& p) {
         x.load(depthwise_row<io_t>(p.x, p.x_strides, batch, channel), point, p.in_len);
       }
       dy.load(g_dy, point, p.dy_len);
+      SequenceWindow<Config::kHasSeqIdx, -kPad, kDzEnd, Config::kIsShifted> sequences;  // of causal convolutions
+      sequences.load(p, batch, point);
       if constexpr (Config::kHasSilu || Config::kHasSums) x.widen();
       dy.widen();
+      sequences.widen();
       float dz[kDzEnd - kDzBegin];
       static_for<kDzEnd - kDzBegin>([&](auto i) {
         constexpr int t = i.value + kDzBegin;
         dz[i.value] = dy.at(t);
         if constexpr (Config::kHasSilu) {
           float z = bias;
-          static_for<kTaps>([&](auto j) { z = fmaf(taps[j.value], x.at(t + j.value - kPad), z); });
+          static_for<kTaps>([&](auto j) {
+            const int at = t + j.value - kPad;
+            if (sequences.is_one(t, at)) z = fmaf(taps[j.value], x.at(at), z);
+          });
           // Outputs that are not there have no z, which might not be finite.
           dz[i.value] *= silu_slope(is_inside(point + t, p.dy_len) ? z : 0.f);
         }
+        if (sequences.is_padding(t)) dz[i.value] = 0.f;
       });
       if constexpr (Config::kHasInput) {
         float dx[kPoints];
         static_for<kPoints>([&](auto i) {
           dx[i.value] = 0.f;
-          static_for<kTaps>(
-              [&](auto j) { dx[i.value] = fmaf(taps[j.value], dz[i.value - j.value + kPad - kDzBegin], dx[i.value]); });
+          static_for<kTaps>([&](auto j) {
+            const int at = i.value - j.value + kPad;
+            if (sequences.is_one(i.value, at)) dx[i.value] = fmaf(taps[j.value], dz[at - kDzBegin], dx[i.value]);
+          });
         });
         static_for<Config::kRepeat>([&](auto i) {
           constexpr int kAt = i.value * kCount;
@@ -102,8 +111,11 @@ FFTCONV_DEVICE void backward_in_time(const DepthwiseParams& p) {
           static_for<kCount>([&](auto k) {
             constexpr int t = kFirst + k.value;
             if (Config::kIsShifted && !is_inside(point + t, p.dy_len)) return;
-            static_for<kTaps>(
-                [&](auto j) { sums[j.value] = fmaf(dz[t - kDzBegin], x.at(t + j.value - kPad), sums[j.value]); });
+            if (sequences.is_padding(t)) return;
+            static_for<kTaps>([&](auto j) {
+              const int at = t + j.value - kPad;
+              if (sequences.is_one(t, at)) sums[j.value] = fmaf(dz[t - kDzBegin], x.at(at), sums[j.value]);
+            });
             sums[kTaps] += dz[t - kDzBegin];
           });
         });
@@ -128,6 +140,9 @@ struct BackwardWalk {
   float x[kRows][kCount], dz[kRows][kCount] = {};
   V next_x[kRows], next_dy[kRows];
   RowReader<io_t, kCount> x_rows, dy_rows;
+  int ids[kRows];  // sequence indices of the rows of x; with them the convolution is causal, and dz goes along with x
+  Vector<int, 1> next_ids[kRows];
+  RowReader<int, 1> id_rows;
   io_t* g_dx;  // of the next row
   int first, dy_start;
   int dz_end, dx_end;  // past the rows of the tile's own dz and dx
@@ -146,6 +161,11 @@ struct BackwardWalk {
       next_x[i.value] = x_rows.next();
       next_dy[i.value] = dy_rows.next();
     });
+    if constexpr (Config::kHasSeqIdx) {
+      id_rows = {p.seq_idx + batch * p.seq_stride + first - kHalo, 1, first - kHalo, p.in_len, count + kHalo};
+      static_for<kHalo>([&](auto i) { ids[i.value] = id_rows.next().word; });
+      static_for<kRows>([&](auto i) { next_ids[i.value] = id_rows.next(); });
+    }
     return min(min(count, dz_end + kRows), min(p.in_len - first, p.dy_len - dy_start)) - 2 * kRows;
   }
 
@@ -158,12 +178,18 @@ struct BackwardWalk {
       next_dy[i.value].widen(dz[i.value]);
       next_x[i.value] = x_rows.template next<kIsInside>();
       next_dy[i.value] = dy_rows.template next<kIsInside>();
+      if constexpr (Config::kHasSeqIdx) {
+        ids[(i.value + kHalo) % kRows] = next_ids[i.value].word;
+        next_ids[i.value] = id_rows.template next<kIsInside>();
+      }
       if constexpr (Config::kHasSilu) {
         // An output that is not there has no z, which might not be finite.
         apply_slope<i.value>(kIsInside || is_inside(dy_start + r, p.dy_len));
       }
+      const bool is_padding = Config::kHasSeqIdx && ids[(i.value + kHalo) % kRows] < 0;
+      if (is_padding) static_for<kCount>([&](auto c) { dz[i.value][c.value] = 0.f; });
       if constexpr (Config::kHasSums) {
-        if (kIsInside || (dy_start + r >= first && r < dz_end)) add_products<i.value>();
+        if (!is_padding && (kIsInside || (dy_start + r >= first && r < dz_end))) add_products<i.value>();
       }
       if constexpr (Config::kHasInput) {
         if (kIsInside || (r >= kHalo && r < dx_end)) store_input<i.value>();
@@ -184,11 +210,17 @@ struct BackwardWalk {
   }
 
  private:
+  // Whether rows of x, in their places, belong to one sequence.
+  FFTCONV_DEVICE bool is_one(int a, int b) const { return !Config::kHasSeqIdx || ids[a % kRows] == ids[b % kRows]; }
+
   template <int kRow>
   FFTCONV_DEVICE void apply_slope(bool is_there) {
     static_for<kCount>([&](auto c) {
       float z = bias[c.value];
-      static_for<kTaps>([&](auto j) { z = fmaf(taps[j.value][c.value], x[(kRow + j.value) % kRows][c.value], z); });
+      static_for<kTaps>([&](auto j) {
+        const int at = kRow + j.value;
+        if (is_one(kRow + kHalo, at)) z = fmaf(taps[j.value][c.value], x[at % kRows][c.value], z);
+      });
       dz[kRow][c.value] *= silu_slope(is_there ? z : 0.f);
     });
   }
@@ -197,8 +229,9 @@ struct BackwardWalk {
     static_for<kCount>([&](auto c) {
       const float own = dz[kRow][c.value];
       static_for<kTaps>([&](auto j) {
+        const int at = kRow + j.value;
         float& sum = sums[j.value][c.value];
-        sum = fmaf(own, x[(kRow + j.value) % kRows][c.value], sum);
+        if (is_one(kRow + kHalo, at)) sum = fmaf(own, x[at % kRows][c.value], sum);
       });
       sums[kTaps][c.value] += own;
     });
@@ -208,7 +241,8 @@ struct BackwardWalk {
     float dx[kCount] = {};
     static_for<kCount>([&](auto c) {
       static_for<kTaps>([&](auto j) {
-        dx[c.value] = fmaf(taps[j.value][c.value], dz[(kRow - j.value + kRows) % kRows][c.value], dx[c.value]);
+        const int at = kRow - j.value + kRows;
+        if (is_one(kRow, at + kHalo)) dx[c.value] = fmaf(taps[j.value][c.value], dz[at % kRows][c.value], dx[c.value]);
       });
     });
     V::narrow(dx).store(g_dx);
@@ -254,6 +288,7 @@ struct Config {
   static constexpr int kThreads = FFTCONV_THREADS;
   static constexpr bool kIsShifted = FFTCONV_IS_SHIFTED;  // rows begin at no multiple of a vector
   static constexpr bool kHasSilu = FFTCONV_HAS_SILU;
+  static constexpr bool kHasSeqIdx = FFTCONV_HAS_SEQ_IDX;
   static constexpr bool kHasInput = FFTCONV_HAS_INPUT;  // the gradient of x is wanted
   static constexpr bool kHasSums = FFTCONV_HAS_SUMS;    // those of weight or bias
 };

@@ -35,16 +35,25 @@ FFTCONV_DEVICE void forward_in_time(const DepthwiseParams& p) {
     io_t* g_y = depthwise_row<io_t>(p.out, p.out_strides, batch, channel);
     int begin = Config::kIsShifted ? first - misalignment<kCount>(g_y) : first;
     do {
-      Window<io_t, kCount, -kPad, kCount - kPad + kTaps - 1, Config::kIsShifted> x[Config::kRepeat];
-      static_for<Config::kRepeat>(
-          [&](auto i) { x[i.value].load(g_x, begin + (i.value * kCount << p.log2_lanes), p.in_len); });
+      constexpr int kEnd = kCount - kPad + kTaps - 1;
+      Window<io_t, kCount, -kPad, kEnd, Config::kIsShifted> x[Config::kRepeat];
+      SequenceWindow<Config::kHasSeqIdx, -kPad, kEnd, Config::kIsShifted> sequences[Config::kRepeat];
+      static_for<Config::kRepeat>([&](auto i) {
+        const int point = begin + (i.value * kCount << p.log2_lanes);
+        x[i.value].load(g_x, point, p.in_len);
+        sequences[i.value].load(p, batch, point);
+      });
       static_for<Config::kRepeat>([&](auto i) {
         x[i.value].widen();
+        sequences[i.value].widen();
         float y[kCount];
         static_for<kCount>([&](auto t) {
           float sum = bias;
-          static_for<kTaps>([&](auto j) { sum = fmaf(taps[j.value], x[i.value].at(t.value + j.value - kPad), sum); });
-          y[t.value] = activate<Config>(sum);
+          static_for<kTaps>([&](auto j) {
+            const int at = t.value + j.value - kPad;
+            if (sequences[i.value].is_one(t.value, at)) sum = fmaf(taps[j.value], x[i.value].at(at), sum);
+          });
+          y[t.value] = sequences[i.value].is_padding(t.value) ? 0.f : activate<Config>(sum);
         });
         const int point = begin + (i.value * kCount << p.log2_lanes);
         store_vector<Config::kIsShifted>(Vector<io_t, kCount>::narrow(y), g_y, point, p.out_end);
@@ -68,6 +77,9 @@ struct ForwardWalk {
   float x[kSlots][kCount];
   V before[kHalo > 0 ? kHalo : 1], next[kRows];
   RowReader<io_t, kCount> rows;
+  int ids[kSlots];  // sequence indices of these rows
+  Vector<int, 1> before_ids[kHalo > 0 ? kHalo : 1], next_ids[kRows];
+  RowReader<int, 1> id_rows;
   io_t* g_y;
 
   // Asks for the first rows, of `count` in all, from row `start` of the array on.
@@ -75,6 +87,11 @@ struct ForwardWalk {
     rows = read_rows<io_t, kCount>(p.x, p.x_strides, batch, channel, start, p.in_len, count);
     static_for<kHalo>([&](auto i) { before[i.value] = rows.next(); });
     static_for<kRows>([&](auto i) { next[i.value] = rows.next(); });
+    if constexpr (Config::kHasSeqIdx) {
+      id_rows = {p.seq_idx + batch * p.seq_stride + start, 1, start, p.in_len, count};
+      static_for<kHalo>([&](auto i) { before_ids[i.value] = id_rows.next(); });
+      static_for<kRows>([&](auto i) { next_ids[i.value] = id_rows.next(); });
+    }
   }
 
   // kRows outputs from `row` on, of which those before `end` are stored. kIsInside: all of them, and the next rows are
@@ -84,26 +101,39 @@ struct ForwardWalk {
     static_for<kRows>([&](auto i) {
       next[i.value].widen(x[(i.value + kHalo) % kSlots]);
       next[i.value] = rows.template next<kIsInside>();
+      constexpr int kLast = (i.value + kHalo) % kSlots;  // the output's own: the convolution is causal
+      if constexpr (Config::kHasSeqIdx) {
+        ids[kLast] = next_ids[i.value].word;
+        next_ids[i.value] = id_rows.template next<kIsInside>();
+      }
       float y[kCount];
       static_for<kCount>([&](auto c) {
         float sum = bias[c.value];
-        static_for<kTaps>(
-            [&](auto j) { sum = fmaf(taps[j.value][c.value], x[(i.value + j.value) % kSlots][c.value], sum); });
-        y[c.value] = activate<Config>(sum);
+        static_for<kTaps>([&](auto j) {
+          const int at = (i.value + j.value) % kSlots;
+          const bool is_seen = !Config::kHasSeqIdx || ids[at] == ids[kLast];
+          if (is_seen) sum = fmaf(taps[j.value][c.value], x[at][c.value], sum);
+        });
+        y[c.value] = Config::kHasSeqIdx && ids[kLast] < 0 ? 0.f : activate<Config>(sum);
       });
       if (kIsInside || row + i.value < end) V::narrow(y).store(g_y);
       g_y += p.out_strides.time;
     });
     if constexpr (!Config::kIsRing) {
-      static_for<kHalo>(
-          [&](auto i) { static_for<kCount>([&](auto c) { x[i.value][c.value] = x[i.value + kRows][c.value]; }); });
+      static_for<kHalo>([&](auto i) {
+        static_for<kCount>([&](auto c) { x[i.value][c.value] = x[i.value + kRows][c.value]; });
+        if constexpr (Config::kHasSeqIdx) ids[i.value] = ids[i.value + kRows];
+      });
     }
   }
 
   // `end` outputs from `g_first` on.
   FFTCONV_DEVICE void run(const DepthwiseParams& p, io_t* g_first, int end, int last_inside) {
     g_y = g_first;
-    static_for<kHalo>([&](auto i) { before[i.value].widen(x[i.value]); });
+    static_for<kHalo>([&](auto i) {
+      before[i.value].widen(x[i.value]);
+      if constexpr (Config::kHasSeqIdx) ids[i.value] = before_ids[i.value].word;
+    });
 #pragma unroll 1
     for (int row = 0; row < end; row += kRows) {
       if (Config::kIsRing && row <= last_inside) {
@@ -152,6 +182,7 @@ struct Config {
   static constexpr int kThreads = FFTCONV_THREADS;
   static constexpr bool kIsShifted = FFTCONV_IS_SHIFTED;  // rows begin at no multiple of a vector
   static constexpr bool kHasSilu = FFTCONV_HAS_SILU;
+  static constexpr bool kHasSeqIdx = FFTCONV_HAS_SEQ_IDX;
 };
 static_assert(sizeof(fftconv::DepthwiseParams) == FFTCONV_PARAMS_BYTES, "depthwise_params.py and .cuh disagree");
 

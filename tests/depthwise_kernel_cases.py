@@ -248,7 +248,7 @@ LARGE = (
     DepthwiseCase((3, 3, 4504, 40), weight_dtype="float16", activation="silu"),
     DepthwiseCase((3, 40, 700, 40), layout="BLH", activation="silu"),
     DepthwiseCase((3, 2, 9000, 3), special="states"),
-    DepthwiseCase((3, 40, 300, 6), layout="BLH", special="seq_idx"),
+    DepthwiseCase((3, 40, 300, 9), layout="BLH", special="seq_idx"),
     DepthwiseCase((4, 130, 1, 4), special="states"),
     DepthwiseCase((4, 130, 2, 64), layout="BLH", special="states"),
 )

@@ -19,6 +19,7 @@ def _anywhere(name: str) -> tuple[str, ...]:
     return (f"{test}[{name}]",)
 
 
+_SEQUENCES = "tests/test_depthwise_kernels.py::test_packed_sequences_take_the_fast_kernels"
 _DOZEN = "tests/test_depthwise_kernels.py::test_a_dozen_taps_take_the_fast_kernels"
 _LAST = (
     "tests/test_depthwise_kernels.py::test_the_last_point_that_is_not_finite_stays_out_of_gradients_that_do_not_see_it"
@@ -59,6 +60,34 @@ DEPTHWISE_MUTATIONS = (
         "while (Config::kIsShifted && begin < p.out_end);",
         "while (false);",
         _anywhere("2x3x1024x4-float16-float32-float32-BHL-same-linear-none-odd-all-sm_90"),
+    ),
+    Mutation(
+        "depthwise: sequences in time",
+        "kernels/depthwise.cuh",
+        "__float_as_int(ids.at(a)) == __float_as_int(ids.at(b));",
+        "true;",
+        (f"{_SEQUENCES}[BHL-packed]",),
+    ),
+    Mutation(
+        "depthwise: sequences of channels side by side",
+        "kernels/depthwise_fwd.cu",
+        "ids[at] == ids[kLast];",
+        "ids[at] == ids[i.value];",
+        (f"{_SEQUENCES}[BLH-packed]",),
+    ),
+    Mutation(
+        "depthwise: sequences of gradients",
+        "kernels/depthwise_bwd.cu",
+        "if (is_one(kRow, at + kHalo))",
+        "if (is_one(kRow, at))",
+        (f"{_SEQUENCES}[BLH-packed]",),
+    ),
+    Mutation(
+        "depthwise: outputs of no sequence",
+        "kernels/depthwise_bwd.cu",
+        "if (sequences.is_padding(t)) dz[i.value] = 0.f;",
+        "",
+        (f"{_SEQUENCES}[BHL-packed]",),
     ),
     Mutation(
         "depthwise: half a word of a shift",
@@ -126,22 +155,22 @@ DEPTHWISE_MUTATIONS = (
     Mutation(
         "depthwise: points that go on in registers",
         "kernels/depthwise_fwd.cu",
-        "x[(i.value + j.value) % kSlots][c.value], sum)",
-        "x[(i.value + j.value + 1) % kSlots][c.value], sum)",
+        "x[i.value][c.value] = x[i.value + kRows][c.value];",
+        "x[i.value][c.value] = x[i.value + kRows - 1][c.value];",
         _fast("4-BLH-causal"),
     ),
     Mutation(
         "depthwise: padding in time",
         "kernels/depthwise_fwd.cu",
         "start = first - p.pad;",
-        "start = first - (kTaps - 1);",
+        "start = first - kHalo;",
         _fast("4-BLH-same"),
     ),
     Mutation(
         "depthwise: points that a tile sums",
         "kernels/depthwise_bwd.cu",
         "(dy_start + r >= first && r < dz_end)",
-        "is_inside(dy_start + r, dy_len)",
+        "is_inside(dy_start + r, p.dy_len)",
         _walk("5x24x331x4-float16-float32-float32-BLH-causal-silu-none-packed-all-sm_90"),
     ),
     Mutation(
@@ -177,7 +206,7 @@ DEPTHWISE_MUTATIONS = (
         "kernels/depthwise_taps.cu",
         "if (kHasSeqIdx && dz_ids[i.value] < 0) return;",
         "",
-        _walk("3x40x300x6-float16-float32-float32-BLH-causal-linear-seq_idx-packed-all-sm_90"),
+        _walk("3x40x300x9-float16-float32-float32-BLH-causal-linear-seq_idx-packed-all-sm_90"),
     ),
     Mutation(
         "depthwise: barrier before a tile is overwritten",

@@ -10,11 +10,12 @@ import pytest
 pytest.importorskip("cupy")
 
 from depthwise_kernel_cases import ANYWHERE, LARGE, DepthwiseCase, Exact, drawn, make_inputs
-from depthwise_kernel_runs import check_gradients, check_outputs, run_gradients, run_outputs
+from depthwise_kernel_runs import check_gradients, check_outputs, run_gradients, run_outputs, view_of
 from depthwise_update_cases import UpdateCase, check_update
+from host_runtime.cupy_host import to_cupy
 from host_runtime.harness import ORDERS
 
-from fftconv_cupy import depthwise_steps, numeric
+from fftconv_cupy import depthwise_steps, launch_depthwise, numeric
 
 FAST = ["depthwise_fwd"]
 TILED = ["depthwise_tile"]
@@ -47,6 +48,22 @@ def test_few_taps_of_aligned_rows_take_the_fast_kernels(width: int, layout: str,
 def test_few_taps_of_rows_that_begin_anywhere_take_the_fast_kernels(case: DepthwiseCase) -> None:
     assert check_outputs(case, orders=ORDERS[:1]) == FAST
     assert check_gradients(case, orders=ORDERS[:1]) == FUSED
+
+
+@pytest.mark.parametrize(("layout", "placing"), [("BHL", "packed"), ("BHL", "odd"), ("BLH", "packed"), ("BLH", "odd")])
+def test_packed_sequences_take_the_fast_kernels(layout: str, placing: str) -> None:
+    case = DepthwiseCase((2, 24, 304, 4), layout=layout, activation="silu", special="seq_idx", placing=placing)
+    assert check_outputs(case, orders=ORDERS[:1]) == FAST
+    assert check_gradients(case, orders=ORDERS[:1]) == FUSED
+
+
+def test_sequence_indices_have_an_alignment_too() -> None:
+    case = DepthwiseCase((2, 8, 64, 4), special="seq_idx")
+    x = view_of(to_cupy(np.zeros((2, 8, 64), np.float16)), "float16")
+    ids = to_cupy(np.zeros((2, 72), np.int32))
+    for first, alignment in ((0, 16), (4, 16), (1, 2)):
+        seq_idx = view_of(ids[:, first : first + 64], "int32")
+        assert launch_depthwise._alignment(case.problem, x, seq_idx=seq_idx) == alignment
 
 
 @pytest.mark.parametrize(
@@ -105,7 +122,8 @@ def test_only_the_gradient_of_x_of_a_linear_convolution_is_a_convolution() -> No
 @pytest.mark.parametrize("special", ["none", "states", "seq_idx"])
 @pytest.mark.parametrize("layout", ["BHL", "BLH"])
 def test_no_races(layout: str, special: str) -> None:
-    case = DepthwiseCase((2, 40, 136, 5), activation="silu", layout=layout, special=special)
+    width = 9 if special == "seq_idx" else 5  # of sequences, in shared memory
+    case = DepthwiseCase((2, 40, 136, width), activation="silu", layout=layout, special=special)
     check_outputs(case, orders=ORDERS[:1], race_check=True)
     check_gradients(case, orders=ORDERS[:1], race_check=True)
 

@@ -49,7 +49,7 @@ def test_few_taps_take_one_pass(layout: str) -> None:
     [
         ({"width": 17, "dtype": "float32"}, "more than 16 taps"),
         ({"padding": 4}, "padding"),
-        ({"has_seq_idx": True}, "sequence indices"),
+        ({"has_seq_idx": True, "width": 9}, "packed sequences"),
         ({"has_initial_state": True}, "states"),
     ],
 )
@@ -108,6 +108,15 @@ def test_threads_take_fewer_channels_where_rows_of_them_are_not_aligned(width: i
         numbers[alignment] = vector
     assert numbers[4] == 2
     assert numbers[2] == 1
+
+
+@pytest.mark.parametrize("layout", ["BHL", "BLH"])
+def test_packed_sequences_take_one_pass(layout: str) -> None:
+    problem = problem_of(layout=layout, has_seq_idx=True)
+    assert entries(make_depthwise_plan(problem, H100)) == ["fwd"]
+    assert entries(make_depthwise_plan(problem, H100, alignment=2)) == ["fwd"]
+    assert entries(make_depthwise_vjp_plan(problem, ALL, H100)) == ["bwd", "reduce"]
+    assert entries(make_depthwise_vjp_plan(problem, DepthwiseWanted(x=True), H100)) == ["bwd"]
 
 
 def test_a_final_state_is_a_copy() -> None:
