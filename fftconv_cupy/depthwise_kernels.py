@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.blocks import CUDA_TYPES, REDUCE_THREADS
@@ -14,6 +13,7 @@ from fftconv_cupy.depthwise_params import (
     DepthwiseStateParams,
     DepthwiseUpdateParams,
 )
+from fftconv_cupy.depthwise_shapes import ROW_SHAPES, SEQUENCE_SHAPES, RowShape
 from fftconv_cupy.problem import ITEM_BYTES
 from fftconv_cupy.source import KernelSpec
 
@@ -30,8 +30,9 @@ MATRIX_DTYPES = ("float16", "bfloat16")  # of depthwise_mma, as CUDA's tensor co
 MAX_MATRIX_STEPS = 9  # of 16 taps: as many as the longest filter takes
 LEAST_MATRIX_TAPS = 9  # for which tensor cores are worth it where registers cannot do without them
 CHUNK_POINTS = 8  # that depthwise_mma moves at a time
-_SHIFTED_BLOCKS = 4  # of a multiprocessor, of depthwise_fwd and depthwise_bwd where vectors are shifted
-_NARROW_ROWS, _NARROW_BLOCKS = 16, 5  # at most, where threads take fewer channels; one less with sequence indices
+_SHIFTED_VECTORS, _SHIFTED_BLOCKS = 2, 4  # at most, of a thread and of a multiprocessor, where vectors are shifted
+_NARROW_ROWS = 16  # at most, of depthwise_fwd where threads take fewer channels
+_NARROW_BLOCKS = {False: (5, 4), True: (5, 3)}  # there, by direction: of few taps, of more or with sequence indices
 MATRIX_TILES = 2  # of 128 outputs that a warp of it takes at a time
 _MATRIX_CAPABILITY = 80
 _AXES = ("BHL", "BLH")  # in the order of the kernels' enum
@@ -45,57 +46,6 @@ TAPS_SHAPES = {"BHL": ((1, 2048), (4, 512), (16, 128)), "BLH": ((32, 64), (8, 25
 
 MATRIX_SHAPES = {"BHL": ((8, 2048), (8, 1024), (16, 512), (32, 256)), "BLH": ((32, 512), (32, 256))}
 """The same of depthwise_mma."""
-
-
-class RowShape(NamedTuple):
-    """What a thread of depthwise_fwd or depthwise_bwd takes.
-
-    Attributes:
-        vector: elements of unit stride that it accesses together.
-        repeat: of these at a time: in BHL side by side (backward) or a block apart, in BLH in time.
-        min_blocks: blocks that should fit on a multiprocessor; bounds the registers of a thread.
-        log2_lanes: in BLH, of the threads side by side along the channels, at most.
-        is_ring: in BLH, what a thread holds of the rows before stays in its registers: for as many rows in time as
-            taps, or more. That of depthwise_bwd always does.
-    """
-
-    vector: int
-    repeat: int
-    min_blocks: int
-    log2_lanes: int = 7
-    is_ring: bool = False
-
-
-ROW_SHAPES = {
-    ("BHL", False, 2): ((8, RowShape(8, 4, 4)), (16, RowShape(8, 2, 8))),
-    ("BHL", False, 4): ((8, RowShape(4, 2, 6)), (16, RowShape(4, 2, 4))),
-    ("BLH", False, 2): (
-        (8, RowShape(4, 8, 4, 5)),
-        (12, RowShape(2, 12, 4, 6, is_ring=True)),
-        (16, RowShape(2, 16, 3, 5, is_ring=True)),
-    ),
-    ("BLH", False, 4): ((8, RowShape(4, 4, 3)), (16, RowShape(2, 16, 3, is_ring=True))),
-    ("BHL", True, 2): ((5, RowShape(8, 1, 4)), (8, RowShape(8, 1, 8)), (16, RowShape(8, 2, 3))),
-    ("BHL", True, 4): ((8, RowShape(4, 2, 4)), (16, RowShape(4, 4, 3))),
-    ("BLH", True, 2): ((4, RowShape(4, 8, 2, 6)), (8, RowShape(2, 8, 4)), (16, RowShape(2, 16, 2))),
-    ("BLH", True, 4): ((8, RowShape(2, 8, 3)), (16, RowShape(1, 16, 3))),
-}
-"""By layout, direction (backward) and bytes of an element: up to how many taps which shape.
-
-In BLH the taps, points and sums of so many channels fit in registers.
-"""
-
-SEQUENCE_SHAPES = {
-    ("BHL", False, 2): RowShape(8, 2, 4),
-    ("BHL", False, 4): RowShape(4, 2, 4),
-    ("BLH", False, 2): RowShape(4, 4, 3, 5),
-    ("BLH", False, 4): RowShape(2, 4, 4, 6),
-    ("BHL", True, 2): RowShape(8, 1, 4),
-    ("BHL", True, 4): RowShape(4, 2, 3),
-    ("BLH", True, 2): RowShape(2, 8, 3),
-    ("BLH", True, 4): RowShape(1, 8, 4),
-}
-"""The same for sequence indices, which take registers too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,20 +85,21 @@ class RowVariant:
     def shape(self) -> RowShape:
         """What a thread takes: the row of `ROW_SHAPES` that holds for so many taps, as far as the alignment allows."""
         item = ITEM_BYTES[self.dtype]
-        table = ROW_SHAPES[self.layout, self.is_backward, item]
-        shape = next(shape for most_taps, shape in table if self.taps <= most_taps)
-        if self.has_seq_idx:
-            shape = SEQUENCE_SHAPES[self.layout, self.is_backward, item]
+        table = SEQUENCE_SHAPES if self.has_seq_idx else ROW_SHAPES
+        rows = table[self.layout, self.is_backward, item]
+        shape = next(shape for most_taps, shape in rows if self.taps <= most_taps)
         if self.alignment == VECTOR_BYTES:
             return shape
-        if self.layout == "BHL":
-            return shape._replace(min_blocks=min(shape.min_blocks, _SHIFTED_BLOCKS))
+        if self.layout == "BHL":  # more registers for what is shifted
+            repeat, min_blocks = min(shape.repeat, _SHIFTED_VECTORS), min(shape.min_blocks, _SHIFTED_BLOCKS)
+            return shape._replace(repeat=repeat, min_blocks=min_blocks)
         # Fewer bytes for each thread, so more threads and rows; and the longest pieces of rows, whose ends are shared.
         narrower = max(1, shape.vector * item // self.alignment)
+        has_many = self.taps > 8 or self.has_seq_idx
         return shape._replace(
             vector=shape.vector // narrower,
             repeat=shape.repeat if self.is_backward or self.has_seq_idx else min(_NARROW_ROWS, shape.repeat * narrower),
-            min_blocks=min(_NARROW_BLOCKS - self.has_seq_idx, shape.min_blocks * narrower),
+            min_blocks=min(_NARROW_BLOCKS[self.is_backward][has_many], shape.min_blocks * narrower),
             log2_lanes=ROW_THREADS.bit_length() - 1,
         )
 

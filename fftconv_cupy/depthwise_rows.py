@@ -40,6 +40,8 @@ def fused_step(
         has_seq_idx=problem.has_seq_idx,
     )
     extent = max(problem.seqlen, problem.out_len)
+    if variant.is_shifted:  # vectors may begin as many points before a row
+        extent += variant.shape.vector - 1
     places = limits.multiprocessors * _ROW_WARPS * WARP // ROW_THREADS
     blocks = _WAVES[problem.layout] * places
     if is_rows:

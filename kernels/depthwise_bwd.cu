@@ -59,70 +59,66 @@ FFTCONV_DEVICE void backward_in_time(const DepthwiseParams& p) {
     const io_t* g_dy = depthwise_row<io_t>(p.dy, p.dy_strides, batch, channel);
     int point = ((tile << p.log2_lanes) + lane) * kPoints;
     if constexpr (Config::kIsShifted) point -= misalignment<kCount>(Config::kHasInput ? g_dx : g_dy);
-    do {
-      Window<io_t, kCount, (Config::kHasSilu ? kDzBegin : 0) - kPad,
-             (Config::kHasSilu ? kDzEnd : kPoints) - kPad + kTaps - 1, Config::kIsShifted>
-          x;
-      Window<io_t, kCount, kDzBegin, kDzEnd, Config::kIsShifted> dy;
-      if constexpr (Config::kHasSilu || Config::kHasSums) {
-        x.load(depthwise_row<io_t>(p.x, p.x_strides, batch, channel), point, p.in_len);
+    Window<io_t, kCount, (Config::kHasSilu ? kDzBegin : 0) - kPad,
+           (Config::kHasSilu ? kDzEnd : kPoints) - kPad + kTaps - 1, Config::kIsShifted>
+        x;
+    Window<io_t, kCount, kDzBegin, kDzEnd, Config::kIsShifted> dy;
+    if constexpr (Config::kHasSilu || Config::kHasSums) {
+      x.load(depthwise_row<io_t>(p.x, p.x_strides, batch, channel), point, p.in_len);
+    }
+    dy.load(g_dy, point, p.dy_len);
+    SequenceWindow<Config::kHasSeqIdx, -kPad, kDzEnd, Config::kIsShifted> sequences;  // of causal convolutions
+    sequences.load(p, batch, point);
+    if constexpr (Config::kHasSilu || Config::kHasSums) x.widen();
+    dy.widen();
+    sequences.widen();
+    float dz[kDzEnd - kDzBegin];
+    static_for<kDzEnd - kDzBegin>([&](auto i) {
+      constexpr int t = i.value + kDzBegin;
+      dz[i.value] = dy.at(t);
+      if constexpr (Config::kHasSilu) {
+        float z = bias;
+        static_for<kTaps>([&](auto j) {
+          const int at = t + j.value - kPad;
+          if (sequences.is_one(t, at)) z = fmaf(taps[j.value], x.at(at), z);
+        });
+        // Outputs that are not there have no z, which might not be finite.
+        dz[i.value] *= silu_slope(is_inside(point + t, p.dy_len) ? z : 0.f);
       }
-      dy.load(g_dy, point, p.dy_len);
-      SequenceWindow<Config::kHasSeqIdx, -kPad, kDzEnd, Config::kIsShifted> sequences;  // of causal convolutions
-      sequences.load(p, batch, point);
-      if constexpr (Config::kHasSilu || Config::kHasSums) x.widen();
-      dy.widen();
-      sequences.widen();
-      float dz[kDzEnd - kDzBegin];
-      static_for<kDzEnd - kDzBegin>([&](auto i) {
-        constexpr int t = i.value + kDzBegin;
-        dz[i.value] = dy.at(t);
-        if constexpr (Config::kHasSilu) {
-          float z = bias;
+      if (sequences.is_padding(t)) dz[i.value] = 0.f;
+    });
+    if constexpr (Config::kHasInput) {
+      float dx[kPoints];
+      static_for<kPoints>([&](auto i) {
+        dx[i.value] = 0.f;
+        static_for<kTaps>([&](auto j) {
+          const int at = i.value - j.value + kPad;
+          if (sequences.is_one(i.value, at)) dx[i.value] = fmaf(taps[j.value], dz[at - kDzBegin], dx[i.value]);
+        });
+      });
+      static_for<Config::kRepeat>([&](auto i) {
+        constexpr int kAt = i.value * kCount;
+        if (own_channel < p.channels) {
+          store_vector<Config::kIsShifted>(Vector<io_t, kCount>::narrow(dx + kAt), g_dx, point + kAt, p.in_len);
+        }
+      });
+    }
+    if constexpr (Config::kHasSums) {
+      static_for<Config::kRepeat>([&](auto i) {
+        constexpr int kFirst = i.value * kCount;
+        if (point + kFirst >= p.dy_len) return;
+        static_for<kCount>([&](auto k) {
+          constexpr int t = kFirst + k.value;
+          if (Config::kIsShifted && !is_inside(point + t, p.dy_len)) return;
+          if (sequences.is_padding(t)) return;
           static_for<kTaps>([&](auto j) {
             const int at = t + j.value - kPad;
-            if (sequences.is_one(t, at)) z = fmaf(taps[j.value], x.at(at), z);
+            if (sequences.is_one(t, at)) sums[j.value] = fmaf(dz[t - kDzBegin], x.at(at), sums[j.value]);
           });
-          // Outputs that are not there have no z, which might not be finite.
-          dz[i.value] *= silu_slope(is_inside(point + t, p.dy_len) ? z : 0.f);
-        }
-        if (sequences.is_padding(t)) dz[i.value] = 0.f;
+          sums[kTaps] += dz[t - kDzBegin];
+        });
       });
-      if constexpr (Config::kHasInput) {
-        float dx[kPoints];
-        static_for<kPoints>([&](auto i) {
-          dx[i.value] = 0.f;
-          static_for<kTaps>([&](auto j) {
-            const int at = i.value - j.value + kPad;
-            if (sequences.is_one(i.value, at)) dx[i.value] = fmaf(taps[j.value], dz[at - kDzBegin], dx[i.value]);
-          });
-        });
-        static_for<Config::kRepeat>([&](auto i) {
-          constexpr int kAt = i.value * kCount;
-          if (own_channel < p.channels) {
-            store_vector<Config::kIsShifted>(Vector<io_t, kCount>::narrow(dx + kAt), g_dx, point + kAt, p.in_len);
-          }
-        });
-      }
-      if constexpr (Config::kHasSums) {
-        static_for<Config::kRepeat>([&](auto i) {
-          constexpr int kFirst = i.value * kCount;
-          if (point + kFirst >= p.dy_len) return;
-          static_for<kCount>([&](auto k) {
-            constexpr int t = kFirst + k.value;
-            if (Config::kIsShifted && !is_inside(point + t, p.dy_len)) return;
-            if (sequences.is_padding(t)) return;
-            static_for<kTaps>([&](auto j) {
-              const int at = t + j.value - kPad;
-              if (sequences.is_one(t, at)) sums[j.value] = fmaf(dz[t - kDzBegin], x.at(at), sums[j.value]);
-            });
-            sums[kTaps] += dz[t - kDzBegin];
-          });
-        });
-      }
-      // The few points by which vectors begin before the row are left for the first thread.
-      point += (kPoints << p.log2_lanes) * p.time_tiles;
-    } while (Config::kIsShifted && point < max(p.in_len, p.dy_len));
+    }
   }
   if constexpr (Config::kHasSums) leave_sums_in_time<Config>(p, sums, chunk, own_channel);
 }

@@ -31,7 +31,14 @@ MAX_SPILL_BYTES = 256
 # Of the seven thousand instructions for gradients of long rows with gates that are read element by element, in two
 # parts, up to two hundred.
 # Of outputs of a cluster's rows that are read so, up to eighty: the loads of all segments are under way at once.
-MAX_SPILL_BYTES_OF = {"fftconv_bwd": 768, "fftconv_long_bwd": 768, "fftconv_windows_bwd": 768, "fftconv_cluster": 384}
+# Of short gradients of nine to sixteen taps, up to eighty too, where compilers ask for loads early.
+MAX_SPILL_BYTES_OF = {
+    "fftconv_bwd": 768,
+    "fftconv_long_bwd": 768,
+    "fftconv_windows_bwd": 768,
+    "fftconv_cluster": 384,
+    "depthwise_bwd": 384,
+}
 BLOCK_ENTRIES = ("fftconv_fwd", "fftconv_filter", "fftconv_bwd", "fftconv_filter_bwd", "fftconv_reduce")
 REGISTERS_PER_MULTIPROCESSOR = 65536
 MAX_REGISTERS_PER_THREAD = 255

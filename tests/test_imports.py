@@ -15,7 +15,7 @@ PACKAGE = Path(fftconv_cupy.__file__).parent
 
 # From the lowest layer to the highest: a module imports from lower layers only.
 LAYERS = (
-    ("errors", "params", "_version", "long_schedule", "mma_params", "remembered"),
+    ("errors", "params", "_version", "long_schedule", "mma_params", "remembered", "depthwise_shapes"),
     ("autograd", "long_params"),
     ("problem", "source", "archs", "dependencies", "cache"),
     ("driver", "readers", "blocks", "reference", "depthwise_problem", "depthwise_params"),
