@@ -31,12 +31,13 @@ MAX_SPILL_BYTES = 256
 # Of the seven thousand instructions for gradients of long rows with gates that are read element by element, in two
 # parts, up to two hundred.
 # Of outputs of a cluster's rows that are read so, up to eighty: the loads of all segments are under way at once.
-# Of short gradients of nine to sixteen taps, up to eighty too, where compilers ask for loads early.
+# Of short convolutions of nine to sixteen taps, and of their gradients, up to eighty too: loads are asked for early.
 MAX_SPILL_BYTES_OF = {
     "fftconv_bwd": 768,
     "fftconv_long_bwd": 768,
     "fftconv_windows_bwd": 768,
     "fftconv_cluster": 384,
+    "depthwise_fwd": 384,
     "depthwise_bwd": 384,
 }
 BLOCK_ENTRIES = ("fftconv_fwd", "fftconv_filter", "fftconv_bwd", "fftconv_filter_bwd", "fftconv_reduce")
