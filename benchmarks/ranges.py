@@ -19,11 +19,13 @@ class Range:
         dtypes: of rows that can hold them.
         rows: from noise (B, H, L) of deviation 1.
         taps: from the taps (H, K) or (K,), noise whose sum of squares is about 1.
+        is_one_wave: nearly all of a row is one frequency, or one point: roundings are in step, and do not average out.
     """
 
     dtypes: tuple[str, ...]
     rows: Callable[[Values], Values]
     taps: Callable[[Values], Values] = lambda k: k
+    is_one_wave: bool = False
 
 
 def _signs(values: Values) -> Values:
@@ -46,12 +48,15 @@ _HALVES = ("float16", "bfloat16")
 # Where nearly all of a row is one frequency, so is the filter strong there: a filter that takes it away leaves the
 # rounding of what it takes. Outputs stay within the dtype.
 RANGES = {
-    "a mean of 100 sigma": Range(_HALVES, lambda u: 100 + u, abs),
+    "a mean of 100 sigma": Range(_HALVES, lambda u: 100 + u, abs, is_one_wave=True),
     "alternating signs of 6e4": Range(
-        _HALVES, lambda u: 6e4 * _signs(u) + u, lambda k: abs(k) * _signs(k) / (2 * k.shape[-1] ** 0.5)
+        _HALVES,
+        lambda u: 6e4 * _signs(u) + u,
+        lambda k: abs(k) * _signs(k) / (2 * k.shape[-1] ** 0.5),
+        is_one_wave=True,
     ),
     "6e4": Range(_HALVES, lambda u: 6e4 * np.sign(u), lambda k: k / 64),
-    "spikes": Range(_HALVES, _spikes),
+    "spikes": Range(_HALVES, _spikes, is_one_wave=True),
     "1e-6": Range(("bfloat16",), lambda u: 1e-6 * u),
     "2^60": Range(("bfloat16",), lambda u: 2.0**60 * u),
     "2^-60": Range(("bfloat16",), lambda u: 2.0**-60 * u),

@@ -52,7 +52,7 @@ def plan(
         shared_filter: one filter row for all channels.
         initial_state: with an initial state.
         prepared: the filter comes from `prepare_filter`.
-        precision: as for `fftconv`; gradients are computed in float32.
+        precision: as for `fftconv`, and with `wrt` as for `fftconv_vjp`.
         intermediate: as for `fftconv`.
         wrt: plan the call of `fftconv_vjp` that computes the gradients of these arguments, as a `VjpPlan`.
         arch: an architecture such as "sm_90", which needs no GPU; None means the current GPU.

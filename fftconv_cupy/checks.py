@@ -151,7 +151,7 @@ def resolve(
     filter_len, is_shared = filter_shape(k, u, channels)
     if isinstance(k, FilterSpectrum):
         check_prepared(k, mode, seqlen)
-        # Gradients take the spectrum of the highest precision, whatever is asked for.
+        # Gradients from a spectrum take one of the highest precision, whatever is asked for.
         precision = filter_precision(k, "highest" if isinstance(arguments, VjpArguments) else precision, u.dtype)
     has_state = check_states(arguments, mode, filter_len)
     problem = make_problem(

@@ -15,6 +15,7 @@ from fftconv_cupy.blocks import (
     resident_blocks,
     stash_quads,
 )
+from fftconv_cupy.chunks import channel_groups
 from fftconv_cupy.cluster_blocks import fitting_gradient_clusters
 from fftconv_cupy.cluster_plan import SPECTRUM_LIMIT, filter_problem, is_even
 from fftconv_cupy.long_blocks import long_config
@@ -23,7 +24,7 @@ from fftconv_cupy.long_vjp_plan import LongVjpPlan, make_sums_plan
 from fftconv_cupy.plan import check_sizes, extras_of, filter_lags, fits_block, transform_of
 from fftconv_cupy.problem import Problem, Wanted
 from fftconv_cupy.source import KernelSpec
-from fftconv_cupy.vjp_plan import VjpPlan, channel_groups, launches_of, reasons_of
+from fftconv_cupy.vjp_plan import VjpPlan, blocks_of, launches_of, reasons_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +103,8 @@ def make_cluster_vjp_plan(
     )
     resident = resident_blocks(config, variant, limits)
     needs_spectrum = not is_prepared and (variant.has_in_gradient or variant.has_out_gradient)
-    group, chunks, has_reduce, workspace = channel_groups(
-        problem, wanted, config, variant, 1, resident, needs_spectrum, problem.batch, limit=SPECTRUM_LIMIT
-    )
+    blocks = blocks_of(config, variant, 1, resident, needs_spectrum)
+    group, chunks, has_reduce, workspace = channel_groups(problem, wanted, blocks, problem.batch, limit=SPECTRUM_LIMIT)
     filters = make_long_plan(filter_problem(problem, group), limits, is_vector=is_even(problem))
     chains = 1 if has_reduce else chunks.group_chunks
     sums_back = make_sums_plan(filter_problem(problem, group), wanted, limits, chains=chains)
@@ -129,7 +129,7 @@ def make_cluster_vjp_plan(
         chunks=chunks,
         has_reduce=has_reduce,
         workspace=workspace,
-        launches=launches_of(problem, wanted, variant, -(-problem.channels // group), has_reduce, needs_spectrum),
+        launches=launches_of(problem, wanted, has_sum, -(-problem.channels // group), has_reduce, needs_spectrum),
         reasons=reasons_of(problem, wanted, config, variant, has_reduce),
         filters=filters,
         sums_back=sums_back,

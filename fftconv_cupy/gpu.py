@@ -33,9 +33,9 @@ from fftconv_cupy.launch_windows import run_state, warm_state
 from fftconv_cupy.long_plan import make_long_plan
 from fftconv_cupy.long_vjp_plan import make_long_vjp_plan
 from fftconv_cupy.mma_plan import make_mma_plan, precision_of
+from fftconv_cupy.mma_vjp_plan import make_row_vjp_plan
 from fftconv_cupy.plan import block_config, fits_block, make_plan
 from fftconv_cupy.problem import Problem, Wanted
-from fftconv_cupy.vjp_plan import make_vjp_plan
 from fftconv_cupy.window_plan import checked_cut, cut_of, make_window_plan
 from fftconv_cupy.window_vjp_plan import make_window_vjp_plan
 
@@ -148,7 +148,7 @@ def workspace_bytes(problem: Problem, device: int, wanted: Wanted | None = None)
             return make_cluster_vjp_plan(problem, wanted, limits).workspace_bytes
         if module is launch_long_vjp:
             return make_long_vjp_plan(problem, wanted, limits).workspace_bytes
-        return make_vjp_plan(problem, wanted, limits).workspace_bytes
+        return make_row_vjp_plan(problem, wanted, limits).workspace_bytes
     module = _module(problem, limits)
     if module is launch_windows:
         return make_window_plan(problem, limits).workspace_bytes

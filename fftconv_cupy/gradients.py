@@ -34,9 +34,9 @@ def fftconv_vjp(
     """Return the gradients of ``sum(dy * fftconv(u, k, ...))`` with respect to the arguments of `fftconv`.
 
     Nothing has to be kept from the call of `fftconv`: what the gradients need is computed again. Only the gradients in
-    `wrt` are computed. Arrays and streams are treated as `fftconv` treats them; arithmetic is float32 on a GPU and
-    float64 on the CPU, sums over batch, points and channels too, and each gradient is rounded once to its dtype.
-    Equal calls give equal bits.
+    `wrt` are computed. Arrays and streams are treated as `fftconv` treats them; arithmetic is float32 on a GPU, or
+    as `precision` says, and float64 on the CPU; sums over batch and channels are so whatever is asked for, and each
+    gradient is rounded once to its dtype. Equal calls give equal bits.
 
     A value that is not finite may make its own row not finite in the gradients of `u` and the gates, and that of its
     channel (all of it where the filter is shared) in those of `k` and `skip`; no other. Into a CUDA graph, calls with
@@ -58,7 +58,7 @@ def fftconv_vjp(
         initial_state: as for `fftconv`.
         d_final_state: where `fftconv` returned a final state, its gradient, of that shape and dtype: the gradients are
             those of ``sum(dy * y) + sum(d_final_state * final_state)``.
-        precision: as for `fftconv`. Gradients are computed in float32 whatever is asked for.
+        precision: as for `fftconv`, but "medium" is for taps: with a prepared filter gradients are computed in float32.
         intermediate: as for `fftconv`; what lies between the passes of gradients is float32 in any case.
 
     Returns:

@@ -47,8 +47,11 @@ from fftconv_cupy.long_blocks import (
 )
 from fftconv_cupy.mma_blocks import (
     CONVERT_THREADS,
+    MMA_BACKWARD_CONFIGS,
     convert_spec,
     fitting_mma_config,
+    mma_backward_spec,
+    mma_backward_variants,
     mma_spec,
     mma_variants,
 )
@@ -163,6 +166,16 @@ def _mma_kernels(config: BlockConfig, limits: ArchLimits) -> Iterator[Kernel]:
         yield Kernel(convert_spec(tensor, config), CONVERT_THREADS, 1, 0)
         for variant in mma_variants():
             yield Kernel(mma_spec(tensor, variant), tensor.threads, tensor.min_blocks, tensor.shared_bytes)
+        used = MMA_BACKWARD_CONFIGS[tensor.points]
+        for gradients in mma_backward_variants():
+            has_rows = gradients.has_in_gradient and gradients.has_out_gradient == (gradients.extras != "none")
+            yield Kernel(
+                mma_backward_spec(used, config, gradients),
+                used.threads,
+                used.min_blocks,
+                used.shared_bytes,
+                is_usual=has_rows and gradients.has_sum,
+            )
 
 
 def _window_kernels(config: BlockConfig, limits: ArchLimits) -> Iterator[Kernel]:

@@ -49,7 +49,8 @@ def run_vjp(
 
     Arguments and errors are those of `launch_vjp.run_vjp`; the problem has a `gradient_cluster`.
     """
-    pointers, strides, is_vector = addresses_of(problem, dy, u, in_gate, out_gate, grads)
+    pointers, strides, bits = addresses_of(problem, dy, u, in_gate, out_gate, grads)
+    is_vector = bits & 1 == 0
     launcher = _launchers[u.device, (problem, wanted, is_vector, isinstance(filt, FilterSpectrum))]
     made = launcher.plan
     if workspace is None and made.workspace_bytes:
@@ -89,6 +90,7 @@ def _load(made: ClusterVjpPlan, kernels: Kernels, device: int) -> _Launcher:
         plan=made,
         backward=kernels[made.backward],
         filter=kernels.get(made.filter),
+        convert=None,
         filter_backward=kernels.get(made.filter_backward),
         reduce=kernels.get(made.reduce),
         twiddles=0,

@@ -57,7 +57,8 @@ def run_vjp(
         UnsupportedProblemError: see `plan.check_sizes`.
         CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
     """
-    pointers, strides, is_vector = addresses_of(problem, dy, u, in_gate, out_gate, grads)
+    pointers, strides, bits = addresses_of(problem, dy, u, in_gate, out_gate, grads)
+    is_vector = bits & 1 == 0
     launcher = _launchers[u.device, (problem, wanted, is_vector, isinstance(filt, FilterSpectrum))]
     made = launcher.plan
     if workspace is None:

@@ -23,6 +23,7 @@ from fftconv_cupy.params import FwdParams, Slot, packer
 from fftconv_cupy.plan import check_sizes
 from fftconv_cupy.problem import ITEM_BYTES, Problem
 from fftconv_cupy.remembered import Made
+from fftconv_cupy.vjp_plan import VjpPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,10 @@ class _Launcher:
 
     def make_spectrum(self, k: ArrayView, scratch: int, spectrum: int, first: int, channels: int, stream: int) -> None:
         """Launch the filter's transform for some channels: through `scratch`, in float32, to `spectrum`."""
-        rows = 1 if self.plan.problem.shared_filter else channels
         # Only plans of prepared filters lack these kernels.
         filt, convert = cast("tuple[LoadedKernel, LoadedKernel]", (self.filter, self.convert))
         launch_filter(filt, self.plan, k, self.twiddles, scratch, first, channels, stream)
-        convert.launch((rows, 1, 1), CONVERT_THREADS, MmaFilterParams(scratch, spectrum), stream)
+        launch_convert(convert, self.plan, scratch, spectrum, channels, stream)
 
 
 _arguments = Slot(FwdParams)
@@ -138,9 +138,22 @@ def _load(made: MmaPlan, kernels: Kernels, device: int) -> _Launcher:
         forward=kernels[made.forward],
         filter=kernels.get(made.filter),
         convert=kernels.get(made.convert),
-        table=int(_tables[made.tensor, device].data.ptr),
+        table=mma_device_table(made.tensor, device),
         twiddles=device_table(made.config, False, device),
     )
+
+
+def launch_convert(
+    kernel: LoadedKernel, made: MmaPlan | VjpPlan, source: int, spectrum: int, channels: int, stream: int
+) -> None:
+    """Launch what brings the spectra of `channels` channels, or a shared one, from `source` into the form of rows."""
+    rows = 1 if made.problem.shared_filter else channels
+    kernel.launch((rows, 1, 1), CONVERT_THREADS, MmaFilterParams(source, spectrum), stream)
+
+
+def mma_device_table(config: MmaConfig, device: int) -> int:
+    """Return the address of a table of constants on a device; it is made once and kept for the life of the process."""
+    return int(_tables[config, device].data.ptr)
 
 
 def _table(key: tuple[MmaConfig, int]) -> Any:

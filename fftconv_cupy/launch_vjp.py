@@ -9,16 +9,19 @@ from fftconv_cupy import arrays
 from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.arrays import ArrayView
 from fftconv_cupy.blocks import CUDA_TYPES, REDUCE_COLUMNS, REDUCE_THREADS
+from fftconv_cupy.chunks import Chunks
 from fftconv_cupy.compile import LoadedKernel
 from fftconv_cupy.dependencies import import_nvrtc
 from fftconv_cupy.devices import device_limits
 from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.launch import device_table, launch_filter, row_strides
+from fftconv_cupy.launch_mma import launch_convert, mma_device_table
 from fftconv_cupy.launchers import Kernels, Launchers
+from fftconv_cupy.mma_vjp_plan import MmaVjpPlan, make_row_vjp_plan
 from fftconv_cupy.params import BwdParams, FilterBwdParams, ReduceParams, Slot, packer
 from fftconv_cupy.plan import GRID_YZ, block_config
 from fftconv_cupy.problem import ITEM_BYTES, Gradients, Problem, Wanted
-from fftconv_cupy.vjp_plan import Chunks, VjpPlan, make_vjp_plan
+from fftconv_cupy.vjp_plan import VjpPlan
 
 _STORAGE_TYPES = {dtype: index for index, dtype in enumerate(CUDA_TYPES)}  # of kernels/fftconv_filter_bwd.cu
 
@@ -34,6 +37,7 @@ class Launcher:
     plan: VjpPlan
     backward: LoadedKernel
     filter: LoadedKernel | None
+    convert: LoadedKernel | None
     filter_backward: LoadedKernel | None
     reduce: LoadedKernel | None
     twiddles: int
@@ -91,8 +95,8 @@ def addresses_of(
     in_gate: ArrayView | None,
     out_gate: ArrayView | None,
     grads: Gradients,
-) -> tuple[list[int], list[int], bool]:
-    """Return addresses and strides of the arrays of rows as the kernels take them, and whether all rows are even."""
+) -> tuple[list[int], list[int], int]:
+    """Return addresses and strides of the arrays of rows as the kernels take them, and their bits: all or'ed."""
     item = ITEM_BYTES[problem.dtype]
     bits = problem.seqlen | problem.out_len
     pointers: list[int] = []
@@ -107,7 +111,7 @@ def addresses_of(
             pointers.append(array.ptr)
             strides += (batch_stride, channel_stride)
             bits |= array.ptr // item | batch_stride | channel_stride
-    return pointers, strides, bits & 1 == 0
+    return pointers, strides, bits
 
 
 def check_vjp(problem: Problem, wanted: Wanted, device: int) -> None:
@@ -159,17 +163,18 @@ def run_vjp(
         UnsupportedProblemError: the transform does not fit one block of this GPU.
         CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
     """
-    pointers, strides, is_vector = addresses_of(problem, dy, u, in_gate, out_gate, grads)
-    launcher = _launchers[u.device, (problem, wanted, is_vector, isinstance(filt, FilterSpectrum))]
-    if workspace is None and launcher.plan.workspace_bytes:
-        _, workspace = arrays.empty(u, (launcher.plan.workspace_bytes // 4,), "float32", stream)
-    memory = 0 if workspace is None else workspace.ptr
+    pointers, strides, bits = addresses_of(problem, dy, u, in_gate, out_gate, grads)
+    launcher = _launchers[u.device, (problem, wanted, bits & 1 == 0, bits & 7 == 0, isinstance(filt, FilterSpectrum))]
     made = launcher.plan
-    spectrum = filt.ptr if isinstance(filt, FilterSpectrum) else memory + made.workspace.spectrum
+    if workspace is None and made.workspace_bytes:
+        _, workspace = arrays.empty(u, (made.workspace_bytes // 4,), "float32", stream)
+    memory = 0 if workspace is None else workspace.ptr
+    made_at = memory + made.workspace.spectrum + made.converted_offset
+    spectrum = filt.ptr if isinstance(filt, FilterSpectrum) else made_at
     call = VjpCall.of(pointers, strides, spectrum, skip, grads, memory, stream)
     for first, channels, chunks in launcher.groups:
-        if launcher.filter is not None and isinstance(filt, ArrayView) and not (first and problem.shared_filter):
-            launch_filter(launcher.filter, made, filt, launcher.twiddles, call.spectrum, first, channels, stream)
+        if isinstance(filt, ArrayView) and not (first and problem.shared_filter):
+            _make_spectrum(launcher, call, filt, first, channels)
         launch_backward(launcher, call, first, channels, chunks)
         finish_sums(launcher, call, first, channels, chunks)
     if problem.shared_filter and wanted.k:
@@ -187,24 +192,30 @@ def warm_vjp(problem: Problem, wanted: Wanted, archs: Sequence[str] | None = Non
     Returns:
         A line for each kernel, see `launchers.describe`.
     """
-    return _launchers.warm([(problem, wanted, is_vector, False) for is_vector in (True, False)], archs)
+    alignments = ((True, True), (True, False), (False, False))
+    return _launchers.warm([(problem, wanted, *alignment, False) for alignment in alignments], archs)
 
 
-def _plan(key: tuple[Problem, Wanted, bool, bool], limits: ArchLimits) -> VjpPlan:
-    problem, wanted, is_vector, is_prepared = key
-    return make_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_prepared=is_prepared)
+def _plan(key: tuple[Problem, Wanted, bool, bool, bool], limits: ArchLimits) -> VjpPlan:
+    problem, wanted, is_vector, is_wide, is_prepared = key
+    return make_row_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_wide=is_wide, is_prepared=is_prepared)
 
 
 def load(made: VjpPlan, kernels: Kernels, device: int) -> Launcher:
     """Return the launcher of a plan whose kernels are loaded on a device."""
+    if isinstance(made, MmaVjpPlan):
+        table = mma_device_table(made.tensor, device)
+    else:
+        table = device_table(made.backward_config, False, device)
     return Launcher(
         plan=made,
         backward=kernels[made.backward],
         filter=kernels.get(made.filter),
+        convert=None if made.convert is None else kernels.get(made.convert),
         filter_backward=kernels.get(made.filter_backward),
         reduce=kernels.get(made.reduce),
         twiddles=device_table(made.config, False, device),
-        backward_twiddles=device_table(made.backward_config, False, device),
+        backward_twiddles=table,
         groups=groups_of(made),
     )
 
@@ -219,6 +230,17 @@ def groups_of(made: VjpPlan) -> tuple[tuple[int, int, Chunks], ...]:
         channels = min(made.channel_group, made.problem.channels - first)
         groups.append((first, channels, replace(made.chunks, groups=-(-channels // made.group_channels))))
     return tuple(groups)
+
+
+def _make_spectrum(launcher: Launcher, call: VjpCall, k: ArrayView, first: int, channels: int) -> None:
+    """Launch the filter's transform for some channels, where the call needs it."""
+    if launcher.filter is None:
+        return
+    made = launcher.plan
+    scratch = call.spectrum - made.converted_offset
+    launch_filter(launcher.filter, made, k, launcher.twiddles, scratch, first, channels, call.stream)
+    if launcher.convert is not None:
+        launch_convert(launcher.convert, made, scratch, call.spectrum, channels, call.stream)
 
 
 def launch_backward(launcher: Launcher, call: VjpCall, first: int, channels: int, chunks: Chunks) -> None:
@@ -242,7 +264,7 @@ def launch_backward(launcher: Launcher, call: VjpCall, first: int, channels: int
         call.workspace + made.workspace.sums,
         call.workspace + made.workspace.stash,
         *call.strides,
-        0 if is_shared else points // 2,
+        0 if is_shared else made.spectrum_quads,
         chunks.count,
         *(chunks.group_steps, chunks.chunk_steps, chunks.group_chunks),
         problem.batch,
@@ -256,9 +278,8 @@ def launch_backward(launcher: Launcher, call: VjpCall, first: int, channels: int
         1.0 / points,
         0,
     )
-    config = made.backward_config
-    blocks = min(chunks.blocks, chunks.count) * config.cluster_blocks
-    launcher.backward.launch((blocks, 1, 1), config.threads, _backward.params, call.stream, _backward.address)
+    blocks = min(chunks.blocks, chunks.count) * made.backward_config.cluster_blocks
+    launcher.backward.launch((blocks, 1, 1), made.backward_threads, _backward.params, call.stream, _backward.address)
 
 
 def _launch_reduce(

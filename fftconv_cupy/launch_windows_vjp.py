@@ -10,6 +10,7 @@ from fftconv_cupy import arrays, launch_windows
 from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.arrays import ArrayView
 from fftconv_cupy.blocks import COMPLEX_BYTES
+from fftconv_cupy.chunks import Chunks
 from fftconv_cupy.dependencies import import_nvrtc
 from fftconv_cupy.devices import device_limits
 from fftconv_cupy.filters import FilterSpectrum
@@ -18,7 +19,7 @@ from fftconv_cupy.launch_vjp import Launcher, VjpCall, finish_sums, launch_filte
 from fftconv_cupy.launchers import Kernels, Launchers
 from fftconv_cupy.params import ChunkPlan, Windows, WindowsBwdParams
 from fftconv_cupy.problem import ITEM_BYTES, Gradients, Problem, States, Wanted
-from fftconv_cupy.vjp_plan import Chunks, VjpPlan
+from fftconv_cupy.vjp_plan import VjpPlan
 from fftconv_cupy.window_plan import Cut, checked_cut
 from fftconv_cupy.window_vjp_plan import backward_cut, make_backward_plan
 

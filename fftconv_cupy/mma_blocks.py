@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fftconv_cupy.archs import ArchLimits
-from fftconv_cupy.blocks import CUDA_TYPES, EXTRAS, BlockConfig, fitting_configs
+from fftconv_cupy.blocks import CUDA_TYPES, EXTRAS, BackwardVariant, BlockConfig, fitting_configs
 from fftconv_cupy.mma_params import MmaFilterParams
-from fftconv_cupy.params import FwdParams
+from fftconv_cupy.params import BwdParams, FwdParams
 from fftconv_cupy.source import KernelSpec
 
 DTYPES = ("float16", "bfloat16")
@@ -111,7 +111,16 @@ _SHAPES = {
     4096: (2, 8, 3),
     8192: (1, 4, 3),
 }
+# The same of gradients, with a slab for each side of the product; of sizes that were measured to be no slower than in
+# float32 whatever a call has and wants, and to keep the bounds of "medium".
+_BACKWARD_SHAPES = {
+    2048: (2, 8, 2),
+    4096: (2, 8, 2),
+    8192: (2, 4, 1),
+}
 MMA_CONFIGS = {points: MmaConfig(points, *shape) for points, shape in _SHAPES.items()}
+MMA_BACKWARD_CONFIGS = {points: MmaConfig(points, *shape) for points, shape in _BACKWARD_SHAPES.items()}
+BACKWARD_CHUNK_STEPS = 32  # times that a block takes rows of a channel before it leaves the sum, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +138,19 @@ class MmaVariant:
     is_wide: bool
     has_tail: bool
     extras: str
+
+
+@dataclass(frozen=True, slots=True)
+class MmaBackwardVariant(BackwardVariant):
+    """Flags of the kernel of gradients; `is_vector` is what `MmaVariant` calls `is_wide`.
+
+    Rows are real, and there is no stash.
+    """
+
+    @property
+    def sides(self) -> int:
+        """Transforms of a row: of u, of dy, or of both."""
+        return (self.has_out_gradient or self.has_sum) + (self.has_in_gradient or self.has_sum)
 
 
 def fitting_mma_config(points: int, limits: ArchLimits) -> tuple[MmaConfig, BlockConfig] | None:
@@ -152,6 +174,15 @@ def mma_variants() -> Iterator[MmaVariant]:
             yield MmaVariant(dtype, is_wide, has_tail, extras)
 
 
+def mma_backward_variants() -> Iterator[MmaBackwardVariant]:
+    """Yield the variants that a plan of gradients may name."""
+    for variant, *wanted in itertools.product(mma_variants(), *3 * ((True, False),)):
+        has_in_gradient, has_out_gradient, has_sum = wanted
+        if any(wanted) and (variant.extras != "none" or not has_out_gradient):
+            flags = (variant.dtype, False, variant.has_tail, variant.is_wide, variant.extras)
+            yield MmaBackwardVariant(*flags, has_in_gradient, has_out_gradient, has_sum, stash_quads=0)
+
+
 def mma_spec(config: MmaConfig, variant: MmaVariant) -> KernelSpec:
     """Return the fused kernel of a configuration and variant."""
     defines = (
@@ -168,6 +199,28 @@ def mma_spec(config: MmaConfig, variant: MmaVariant) -> KernelSpec:
         ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(FwdParams))),
     )
     return KernelSpec("fftconv_mma_fwd", 2 * config.points, defines)
+
+
+def mma_backward_spec(config: MmaConfig, block: BlockConfig, variant: MmaBackwardVariant) -> KernelSpec:
+    """Return the kernel of gradients of a configuration and variant, whose sums `block` is to transform back."""
+    defines = (
+        ("FFTCONV_LOG2_POINTS", str(config.points.bit_length() - 1)),
+        ("FFTCONV_SLABS", str(config.slabs)),
+        ("FFTCONV_TILES", str(config.tiles)),
+        ("FFTCONV_MIN_BLOCKS", str(config.min_blocks)),
+        ("FFTCONV_IO_T", CUDA_TYPES[variant.dtype]),
+        ("FFTCONV_IS_WIDE", str(int(variant.is_vector))),
+        ("FFTCONV_HAS_TAIL", str(int(variant.has_tail))),
+        ("FFTCONV_EXTRAS", str(EXTRAS.index(variant.extras))),
+        ("FFTCONV_HAS_IN_GRADIENT", str(int(variant.has_in_gradient))),
+        ("FFTCONV_HAS_OUT_GRADIENT", str(int(variant.has_out_gradient))),
+        ("FFTCONV_HAS_SUM", str(int(variant.has_sum))),
+        ("FFTCONV_LOG2_EPT", str(block.log2_ept)),
+        ("FFTCONV_GAIN", f"{_gain(config)!r}f"),
+        ("FFTCONV_SHARED_BYTES", str(config.shared_bytes)),
+        ("FFTCONV_PARAMS_BYTES", str(ctypes.sizeof(BwdParams))),
+    )
+    return KernelSpec("fftconv_mma_bwd", 2 * config.points, defines)
 
 
 def convert_spec(config: MmaConfig, block: BlockConfig) -> KernelSpec:

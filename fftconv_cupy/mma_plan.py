@@ -10,6 +10,7 @@ from fftconv_cupy.errors import UnsupportedProblemError, message
 from fftconv_cupy.mma_blocks import (
     DTYPES,
     FASTER_POINTS,
+    MMA_BACKWARD_CONFIGS,
     MmaConfig,
     MmaVariant,
     convert_spec,
@@ -112,13 +113,27 @@ def mma_configs(problem: Problem, limits: ArchLimits) -> tuple[MmaConfig, BlockC
     Input and output rows fill the real part of the transform at most, so M is at least as long as either. It pays where
     M is that of the float32 transform of a row, and where all rows can be at multiples of 16 bytes.
     """
+    kind, least = transform_of(problem)
+    configs = None if kind == "paired" else _configs(problem, least, limits)
+    return configs if configs and configs[0].points in FASTER_POINTS[problem.dtype, extras_of(problem)] else None
+
+
+def mma_gradient_configs(problem: Problem, limits: ArchLimits) -> tuple[MmaConfig, BlockConfig] | None:
+    """Return the same for the gradients of a problem, which are never those of pairs of rows."""
+    _, least = transform_of(problem, can_pair=False)
+    configs = _configs(problem, least, limits) if problem.precision == "medium" else None
+    tensor = None if configs is None else MMA_BACKWARD_CONFIGS.get(configs[0].points)
+    if configs is None or tensor is None or tensor.shared_bytes > limits.block_shared_bytes:
+        return None
+    return tensor, configs[1]
+
+
+def _configs(problem: Problem, least: int, limits: ArchLimits) -> tuple[MmaConfig, BlockConfig] | None:
+    """Return the configurations of rows whose transform has `least` points or more, if they can be on tensor cores."""
     if problem.dtype not in DTYPES or problem.initial_state or (problem.seqlen | problem.out_len) % WIDE_POINTS:
         return None
-    kind, least = transform_of(problem)
     configs = fitting_mma_config(max(least, problem.seqlen, problem.out_len), limits)
-    if configs is None or kind == "paired" or least <= configs[0].points // 2:
-        return None
-    return configs if configs[0].points in FASTER_POINTS[problem.dtype, extras_of(problem)] else None
+    return None if configs is None or least <= configs[0].points // 2 else configs
 
 
 def make_mma_plan(problem: Problem, limits: ArchLimits, *, is_wide: bool = True, is_prepared: bool = False) -> MmaPlan:

@@ -7,10 +7,11 @@ from fftconv_cupy.cluster_plan import ClusterPlan, cluster_config, make_cluster_
 from fftconv_cupy.cluster_vjp_plan import gradient_cluster, make_cluster_vjp_plan
 from fftconv_cupy.long_plan import LongPlan, make_long_plan
 from fftconv_cupy.long_vjp_plan import LongVjpPlan, make_long_vjp_plan
-from fftconv_cupy.mma_plan import MmaPlan, make_mma_plan, precision_of
+from fftconv_cupy.mma_plan import MmaPlan, make_mma_plan, mma_gradient_configs, precision_of
+from fftconv_cupy.mma_vjp_plan import make_row_vjp_plan
 from fftconv_cupy.plan import Plan, fits_block, make_plan
 from fftconv_cupy.problem import ITEM_BYTES, Problem, Wanted
-from fftconv_cupy.vjp_plan import VjpPlan, make_vjp_plan
+from fftconv_cupy.vjp_plan import VjpPlan
 from fftconv_cupy.window_plan import WindowPlan, cut_of, make_window_plan
 from fftconv_cupy.window_vjp_plan import WindowVjpPlan, make_window_vjp_plan
 
@@ -21,6 +22,12 @@ def precision_of_call(problem: Problem, limits: ArchLimits) -> str:
     """Return the precision with which a GPU computes a problem."""
     is_cut = problem.initial_state or cut_of(problem, limits) is not None
     return "highest" if is_cut else precision_of(problem, limits)
+
+
+def precision_of_gradients(problem: Problem, limits: ArchLimits) -> str:
+    """Return the precision with which a GPU computes the gradients of a problem, from taps."""
+    is_cut = problem.initial_state or cut_of(problem, limits) is not None
+    return "highest" if is_cut or mma_gradient_configs(problem, limits) is None else "medium"
 
 
 def plan_call(
@@ -49,7 +56,7 @@ def plan_call(
             return make_cluster_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_prepared=is_prepared)
         if not fits_block(problem, limits, can_pair=False):
             return make_long_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_prepared=is_prepared)
-        return make_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_prepared=is_prepared)
+        return make_row_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_wide=is_bulk, is_prepared=is_prepared)
     if is_cut:
         return make_window_plan(problem, limits, is_vector=is_vector, is_prepared=is_prepared)
     if precision_of(problem, limits) != "highest":

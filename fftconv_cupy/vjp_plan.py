@@ -20,51 +20,10 @@ from fftconv_cupy.blocks import (
     resident_blocks,
     stash_quads,
 )
-from fftconv_cupy.plan import WORKSPACE_LIMIT, FilterLags, block_config, extras_of, filter_lags, precision_line
+from fftconv_cupy.chunks import Blocks, Chunks, Workspace, channel_groups
+from fftconv_cupy.plan import FilterLags, block_config, extras_of, filter_lags, precision_line
 from fftconv_cupy.problem import Problem, Wanted
 from fftconv_cupy.source import KernelSpec
-
-_MANY_CHUNKS = 8  # sums of a channel that the filter's kernel adds up by itself
-_MOST_CHUNKS = 16  # of a channel where there are enough channels for all blocks: each leaves a sum in the workspace
-_GROUP_STEPS = 4  # what a group of channels costs beside its rows, in the time of a step
-_MOST_TRIED = 200  # sizes of groups
-_ALIGNMENT = 256  # of each part of the workspace, in bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Chunks:
-    """How the rows of some channels are dealt out to blocks; the words are those of kernels/params.cuh.
-
-    Attributes:
-        groups: channel groups, of the channels that a block takes side by side.
-        group_steps: times that the batch slots of a block are filled for one of them.
-        chunk_steps: of these in a chunk, after which a block leaves its sum.
-        group_chunks: chunks of a channel group.
-        blocks: blocks, or clusters of them, that share the chunks.
-    """
-
-    groups: int
-    group_steps: int
-    chunk_steps: int
-    group_chunks: int
-    blocks: int
-
-    @property
-    def count(self) -> int:
-        """Chunks in all, and so sums that are left."""
-        return self.groups * self.group_chunks
-
-
-@dataclass(frozen=True, slots=True)
-class Workspace:
-    """Offsets in bytes of the parts of a call's workspace, and its size."""
-
-    spectrum: int
-    sums: int
-    stash: int
-    reduced: int
-    total: int
-    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +90,33 @@ class VjpPlan:
         kernels = [(self.backward, self.shared_bytes)]
         if self.needs_spectrum:
             kernels.append((self.filter, exchange_bytes))
+            if self.convert is not None:
+                kernels.append((self.convert, 0))
         if self.variant.has_sum:
             kernels.append((self.filter_backward, exchange_bytes))
         if self.has_reduce:
             kernels.append((self.reduce, REDUCE_THREADS * QUAD_BYTES))
         return tuple(kernels)
+
+    @property
+    def convert(self) -> KernelSpec | None:
+        """The kernel that brings the filter's spectrum into the form of the fused kernel, if that has its own."""
+        return None
+
+    @property
+    def converted_offset(self) -> int:
+        """Bytes from the filter's spectrum to where it is brought to."""
+        return 0
+
+    @property
+    def backward_threads(self) -> int:
+        """Threads of a block of the fused kernel."""
+        return self.backward_config.threads
+
+    @property
+    def spectrum_quads(self) -> int:
+        """Pairs of points, or words of as many bytes, of a channel's spectrum as the fused kernel reads it."""
+        return self.config.points // 2
 
     @property
     def workspace_bytes(self) -> int:
@@ -144,28 +125,31 @@ class VjpPlan:
 
     def __str__(self) -> str:
         """Return the plan in words, one fact a line."""
-        problem, config, variant = self.problem, self.backward_config, self.variant
-        radices = " x ".join(str(1 << log2) for log2 in config.log2_radices)
-        units = "clusters" if config.cluster_blocks > 1 else "persistent blocks"
+        problem = self.problem
         wanted = ", ".join(f"d{name}" for name, is_wanted in self.wanted._asdict().items() if is_wanted)
-        forward = variant.has_out_gradient or variant.has_sum, variant.has_in_gradient or variant.has_sum
-        transforms = sum(forward) + variant.has_out_gradient + variant.has_in_gradient
         lines = [
             f"fftconv_vjp {problem.mode}: {wanted} of u ({problem.batch}, {problem.channels}, {problem.seqlen}) "
             f"{problem.dtype}, k ({'' if problem.shared_filter else f'{problem.channels}, '}{problem.filter_len}) "
             f"{problem.filter_dtype} on {self.limits.arch}",
-            precision_line(problem),
-            f"  transforms      {transforms} a row of {config.points} complex points = {radices}",
-            f"  block           {config.threads} threads, {1 << config.log2_ept} points each, {config.rows} row(s), "
-            f"{self.shared_bytes} bytes of shared memory{_cluster_text(config)}",
-            f"  U and dY        one after the other in registers; {stash_text(variant, config)}",
-            f"  sum of dk       {sum_text(variant, config)}",
-            f"  grid            {self.chunks.blocks} {units}, {self.chunks.count} chunks of "
-            f"{self.chunks.chunk_steps} row(s) a batch slot",
+            *self._transform_lines(),
             f"  launches        {self.launches}{' (filter prepared)' if self.is_prepared else ''}",
             f"  workspace       {self.workspace_bytes} bytes, {self.channel_group} channel(s) a group",
         ]
         return "\n".join(lines + [f"  why             {reason}" for reason in self.reasons])
+
+    def _transform_lines(self) -> list[str]:
+        """Return what the plan says of the fused kernel."""
+        config, variant = self.backward_config, self.variant
+        radices = " x ".join(str(1 << log2) for log2 in config.log2_radices)
+        return [
+            precision_line(self.problem),
+            f"  transforms      {transforms_of(variant)} a row of {config.points} complex points = {radices}",
+            f"  block           {config.threads} threads, {1 << config.log2_ept} points each, {config.rows} row(s), "
+            f"{self.shared_bytes} bytes of shared memory{_cluster_text(config)}",
+            f"  U and dY        one after the other in registers; {stash_text(variant, config)}",
+            f"  sum of dk       {sum_text(variant, config)}",
+            grid_line(self.chunks, "clusters" if config.cluster_blocks > 1 else "persistent blocks"),
+        ]
 
 
 def make_vjp_plan(
@@ -205,9 +189,8 @@ def make_vjp_plan(
     slots = min(config.rows, 1 << max(0, problem.batch - 1).bit_length())
     resident = resident_blocks(used, variant, limits)
     needs_spectrum = not is_prepared and (variant.has_in_gradient or variant.has_out_gradient)
-    group, chunks, has_reduce, workspace = channel_groups(
-        problem, wanted, used, variant, slots, resident, needs_spectrum, problem.batch
-    )
+    blocks = blocks_of(used, variant, slots, resident, needs_spectrum)
+    group, chunks, has_reduce, workspace = channel_groups(problem, wanted, blocks, problem.batch)
     return VjpPlan(
         problem=problem,
         wanted=wanted,
@@ -229,102 +212,48 @@ def make_vjp_plan(
         chunks=chunks,
         has_reduce=has_reduce,
         workspace=workspace,
-        launches=launches_of(problem, wanted, variant, -(-problem.channels // group), has_reduce, needs_spectrum),
+        launches=launches_of(problem, wanted, has_sum, -(-problem.channels // group), has_reduce, needs_spectrum),
         reasons=reasons_of(problem, wanted, used, variant, has_reduce),
     )
 
 
-def make_chunks(channels: int, jobs: int, config: BlockConfig, batch_slots: int, resident: int) -> Chunks:
-    """Deal out the jobs of each of `channels` channels, its rows or windows of them, to at most `resident` blocks.
-
-    Long chunks leave few sums; but there are enough of them for all blocks, and they are short enough that the blocks
-    work on a few channels at a time, whose spectra stay in L2.
-    """
-    groups = -(-channels // (config.rows // batch_slots))
-    group_steps = -(-jobs // batch_slots)
-    longest = max(config.chunk_steps, -(-group_steps // _MOST_CHUNKS))
-    chunk_steps = min(longest, -(-groups * group_steps // resident))
-    group_chunks = -(-group_steps // chunk_steps)
-    chunk_steps = -(-group_steps // group_chunks)
-    # How many clusters a GPU holds depends on how its multiprocessors are grouped: each takes one chunk.
-    most = resident if config.cluster_blocks == 1 else groups * group_chunks
-    return Chunks(groups, group_steps, chunk_steps, group_chunks, min(most, groups * group_chunks))
-
-
-Group = tuple[int, Chunks, bool, Workspace]  # channels; how their rows are dealt out; sums are reduced; workspace
-
-
-def channel_groups(
-    problem: Problem,
-    wanted: Wanted,
-    config: BlockConfig,
-    variant: BackwardVariant,
-    slots: int,
-    resident: int,
-    needs_spectrum: bool,
-    jobs: int,
-    *,
-    limit: int | None = None,
-) -> Group:
-    """Return the channels of a group and what follows: as many as the workspace limit allows, or somewhat fewer.
-
-    All blocks wait for the last chunks of a group. Of several groups, those are taken that are done soonest.
-
-    Args:
-        problem: the convolution.
-        wanted: which gradients.
-        config: the block configuration.
-        variant: flags of the kernel.
-        slots: batch slots of a block.
-        resident: blocks that the GPU holds at a time, or clusters.
-        needs_spectrum: it lies in the workspace.
-        jobs: of a channel, its rows or windows of them.
-        limit: of the workspace, in bytes; None means `WORKSPACE_LIMIT`.
-    """
-
-    def of_channels(channels: int) -> Group:
-        chunks = make_chunks(channels, jobs, config, slots, resident)
-        has_reduce = variant.has_sum and (problem.shared_filter or chunks.group_chunks > _MANY_CHUNKS)
-        row_bytes = config.points * COMPLEX_BYTES
-        stash_bytes = (config.quads - variant.stash_quads) * config.threads * config.cluster_blocks * QUAD_BYTES
-        sizes = (
-            row_bytes * (1 if problem.shared_filter else channels) * needs_spectrum,
-            row_bytes * (config.rows // slots) * chunks.count * variant.has_sum,
-            stash_bytes * chunks.blocks * variant.has_sum,
-            row_bytes * channels * has_reduce,
-            row_bytes * (has_reduce and problem.shared_filter and wanted.k),
-        )
-        offsets = [0]
-        for size in sizes:
-            offsets.append(offsets[-1] + -(-size // _ALIGNMENT) * _ALIGNMENT)
-        return channels, chunks, has_reduce, Workspace(*offsets)
-
-    def fits(group: Group) -> bool:
-        return group[3].nbytes <= (limit or WORKSPACE_LIMIT) or group[0] == 1
-
-    def duration(group: Group) -> int:
-        """Return the time of all groups, in that of a step."""
-        whole, rest = divmod(problem.channels, group[0])
-        groups = [group[1]] * whole + ([make_chunks(rest, jobs, config, slots, resident)] if rest else [])
-        return sum(-(-chunks.count // resident) * chunks.chunk_steps + _GROUP_STEPS for chunks in groups)
-
-    most = problem.channels
-    while not fits(of_channels(most)):
-        most = max(1, min(most - 1, most * 15 // 16))
-    if most == problem.channels:
-        return of_channels(most)
-    fewer = range(most, most // 2, -max(1, most // _MOST_TRIED))
-    return min(filter(fits, map(of_channels, fewer)), key=duration)
+def blocks_of(config: BlockConfig, variant: BackwardVariant, slots: int, resident: int, needs_spectrum: bool) -> Blocks:
+    """Return what the blocks of a configuration need."""
+    stash_bytes = (config.quads - variant.stash_quads) * config.threads * config.cluster_blocks * QUAD_BYTES
+    return Blocks(
+        points=config.points,
+        channels=config.rows // slots,
+        slots=slots,
+        chunk_steps=config.chunk_steps,
+        resident=resident,
+        is_persistent=config.cluster_blocks == 1,
+        has_sum=variant.has_sum,
+        spectrum_bytes=config.points * COMPLEX_BYTES * needs_spectrum,
+        stash_bytes=stash_bytes * variant.has_sum,
+    )
 
 
 def launches_of(
-    problem: Problem, wanted: Wanted, variant: BackwardVariant, groups: int, has_reduce: bool, needs_spectrum: bool
+    problem: Problem, wanted: Wanted, has_sum: bool, groups: int, has_reduce: bool, spectrum_launches: int
 ) -> int:
-    """Return the kernels that a call launches."""
+    """Return the kernels that a call launches, of which `spectrum_launches` make a spectrum."""
     count = groups + has_reduce * groups
     if problem.shared_filter:
-        return count + needs_spectrum + wanted.skip * groups + wanted.k * (groups + 1)
-    return count + (needs_spectrum + variant.has_sum) * groups
+        return count + spectrum_launches + wanted.skip * groups + wanted.k * (groups + 1)
+    return count + (spectrum_launches + has_sum) * groups
+
+
+def transforms_of(variant: BackwardVariant) -> int:
+    """Return the transforms of a row: of u and dy, and back to the gradients."""
+    forward = variant.has_out_gradient or variant.has_sum, variant.has_in_gradient or variant.has_sum
+    return sum(forward) + variant.has_out_gradient + variant.has_in_gradient
+
+
+def grid_line(chunks: Chunks, units: str) -> str:
+    """Return the line of a plan that tells how rows are dealt out, to blocks or clusters of them."""
+    return (
+        f"  grid            {chunks.blocks} {units}, {chunks.count} chunks of {chunks.chunk_steps} row(s) a batch slot"
+    )
 
 
 def _cluster_text(config: BlockConfig) -> str:

@@ -16,10 +16,11 @@ from fftconv_cupy.blocks import (
     stash_quads,
     windows_backward_spec,
 )
+from fftconv_cupy.chunks import channel_groups
 from fftconv_cupy.plan import precision_line, problem_line
 from fftconv_cupy.problem import Problem, Wanted
 from fftconv_cupy.source import KernelSpec
-from fftconv_cupy.vjp_plan import VjpPlan, channel_groups, launches_of, stash_text, sum_text
+from fftconv_cupy.vjp_plan import VjpPlan, blocks_of, launches_of, stash_text, sum_text
 from fftconv_cupy.window_plan import Cut, WindowPlan, alignment_of, checked_cut, extras_of_windows, make_window_plan
 
 
@@ -176,9 +177,8 @@ def make_backward_plan(
     slots = min(config.rows, 1 << max(0, jobs - 1).bit_length())
     resident = resident_blocks(config, variant, limits)
     needs_spectrum = not is_prepared and (variant.has_in_gradient or wanted.out_gate)
-    group, chunks, has_reduce, workspace = channel_groups(
-        problem, wanted, config, variant, slots, resident, needs_spectrum, jobs
-    )
+    blocks = blocks_of(config, variant, slots, resident, needs_spectrum)
+    group, chunks, has_reduce, workspace = channel_groups(problem, wanted, blocks, jobs)
     is_general = lags.is_wrapped or lags.positive > config.points
     return VjpPlan(
         problem=problem,
@@ -201,6 +201,6 @@ def make_backward_plan(
         chunks=chunks,
         has_reduce=has_reduce,
         workspace=workspace,
-        launches=launches_of(problem, wanted, variant, -(-problem.channels // group), has_reduce, needs_spectrum),
+        launches=launches_of(problem, wanted, has_sum, -(-problem.channels // group), has_reduce, needs_spectrum),
         reasons=(),
     )

@@ -32,6 +32,8 @@ MAX_SPILL_BYTES = 256
 # parts, up to two hundred.
 # Of outputs of a cluster's rows that are read so, up to eighty: the loads of all segments are under way at once.
 # Of short convolutions of nine to sixteen taps, and of their gradients, up to eighty too: loads are asked for early.
+# Of the three thousand for gradients on tensor cores with gates and a skip that are looked at as the kernel runs, up to
+# two hundred and fifty: the sum takes a quarter of the registers in all phases.
 MAX_SPILL_BYTES_OF = {
     "fftconv_bwd": 768,
     "fftconv_long_bwd": 768,
@@ -39,6 +41,7 @@ MAX_SPILL_BYTES_OF = {
     "fftconv_cluster": 384,
     "depthwise_fwd": 384,
     "depthwise_bwd": 384,
+    "fftconv_mma_bwd": 1024,
 }
 BLOCK_ENTRIES = ("fftconv_fwd", "fftconv_filter", "fftconv_bwd", "fftconv_filter_bwd", "fftconv_reduce")
 REGISTERS_PER_MULTIPROCESSOR = 65536

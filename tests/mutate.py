@@ -19,10 +19,11 @@ from pathlib import Path
 
 from cluster_mutations import CLUSTER_MUTATIONS
 from depthwise_mutations import DEPTHWISE_MUTATIONS
+from mma_mutations import MMA_MUTATIONS
 from mutations import KERNEL_MUTATIONS, Mutation
 from vjp_mutations import VJP_MUTATIONS
 
-MUTATIONS = (*KERNEL_MUTATIONS, *CLUSTER_MUTATIONS, *VJP_MUTATIONS, *DEPTHWISE_MUTATIONS)
+MUTATIONS = (*KERNEL_MUTATIONS, *CLUSTER_MUTATIONS, *VJP_MUTATIONS, *MMA_MUTATIONS, *DEPTHWISE_MUTATIONS)
 ROOT = Path(__file__).resolve().parent.parent
 # Folder in the repository: folder in the package, as pyproject.toml maps them.
 FOLDERS = {

@@ -265,3 +265,10 @@ def test_the_primitives_run_one_by_one_where_jit_is_disabled():
         found = jax.grad(loss, argnums=(0, 1))(u, k)
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.parametrize("precision", [None, "medium"])
+def test_gradients_take_the_precision_of_their_call(precision):
+    arrays = jnp.ones((2, 3, 8)), jnp.ones((3, 8))
+    program = jax.make_jaxpr(jax.grad(lambda u, k: fj.fftconv(u, k, precision=precision).sum()))(*arrays)
+    assert f"precision={precision!r}" in str(program).partition("fftconv_vjp")[2]

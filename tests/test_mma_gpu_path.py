@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from kernel_runs import host_gpu, place_all, to_cupy, to_numpy
+from kernel_runs import Placed, host_gpu, place_all, to_cupy, to_numpy
 from mma_runs import check, run
 
-from fftconv_cupy import fftconv, fftconv_vjp, launch_mma, mma_plan, plan, prepare_filter, warmup
+from fftconv_cupy import fftconv, fftconv_vjp, launch_mma, launch_vjp, mma_plan, plan, prepare_filter, warmup
 from fftconv_cupy.benchmarks.problems import Case, make_inputs
 from fftconv_cupy.errors import InvalidArgumentError
 
@@ -72,12 +72,14 @@ def test_a_gpu_without_tensor_cores_for_halves_runs_the_highest() -> None:
 
 
 @pytest.mark.parametrize("asked", [None, "high", "medium"])
-def test_gradients_are_computed_in_float32_whatever_is_asked_for(asked: str | None) -> None:
+def test_gradients_take_tensor_cores_where_that_is_asked_for(asked: str | None) -> None:
     with host_gpu():
         u, k = _arrays()
         grads = fftconv_vjp(u, u, k, precision=asked)
         exact = fftconv_vjp(u, u, k, precision="highest")
-        assert [_bytes(grads.u), _bytes(grads.k)] == [_bytes(exact.u), _bytes(exact.k)]
+        is_same = [_bytes(grads.u), _bytes(grads.k)] == [_bytes(exact.u), _bytes(exact.k)]
+        assert is_same == (asked != "medium")
+        # The spectrum of a prepared filter is that of a float32 transform.
         prepared = prepare_filter(k, seqlen=4096)
         assert _bytes(fftconv_vjp(u, u, prepared, wrt="u", precision=asked).u) == _bytes(exact.u)
 
@@ -116,3 +118,14 @@ def test_warmup_loads_what_calls_of_any_alignment_need() -> None:
             arguments, _ = place_all(replace(_CASE, layout=layout), make_inputs(_CASE), "medium")
             fftconv(**arguments)
         assert launch_mma._launchers == warm
+
+
+def test_warmup_loads_what_gradients_of_any_alignment_need() -> None:
+    with host_gpu():
+        lines = warmup(2, 5, 4096, 4096, precision="medium", wrt="u")
+        assert sum("fftconv_mma_bwd" in line for line in lines) == 2
+        warm = dict(launch_vjp._launchers)
+        for layout in ("packed", "even", "odd"):
+            u = Placed.of(make_inputs(_CASE).u, layout).array
+            fftconv_vjp(u, u, to_cupy(make_inputs(_CASE).k), wrt="u", precision="medium")
+        assert launch_vjp._launchers == warm

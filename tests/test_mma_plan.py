@@ -19,14 +19,16 @@ from fftconv_cupy.mma_blocks import (
     DTYPES,
     FASTER_POINTS,
     MIDDLE_SCALE,
+    MMA_BACKWARD_CONFIGS,
     MMA_CONFIGS,
     OUTER_SCALES,
     PHASE,
 )
 from fftconv_cupy.mma_plan import make_mma_plan, precision_of
 from fftconv_cupy.mma_tables import mma_table
+from fftconv_cupy.mma_vjp_plan import MmaVjpPlan, make_row_vjp_plan
 from fftconv_cupy.plan import Plan
-from fftconv_cupy.problem import MODES, Problem, make_problem
+from fftconv_cupy.problem import MODES, Problem, Wanted, make_problem
 
 _CONFIGS = [pytest.param(config, id=f"M{points}") for points, config in MMA_CONFIGS.items()]
 
@@ -102,7 +104,8 @@ def test_a_plan_tells_the_precision() -> None:
         ({"arch": "sm_75"}, "medium"),
         ({}, "high"),
         ({"mode": "circular"}, "medium"),
-        ({"wrt": ("u", "k")}, "medium"),
+        ({"wrt": ("u", "k"), "seqlen": 4095}, "medium"),
+        ({"wrt": ("u", "k")}, "high"),
         ({"wrt": "u", "filter_len": 17, "seqlen": 1 << 14}, "medium"),
         ({"wrt": "u", "seqlen": 40000, "filter_len": 40000}, "high"),
         ({"initial_state": True, "filter_len": 64}, "medium"),
@@ -114,6 +117,39 @@ def test_a_plan_in_float32_says_so_and_what_would_have_done(call: dict[str, obje
         assert "\n  precision       highest: float32 arithmetic\n" in str(plan(**numbers, precision=precision))
     text = str(plan(**numbers, precision=asked))
     assert f"precision       highest: float32 arithmetic; '{asked}' would do" in text
+
+
+def test_a_plan_of_gradients_tells_the_precision() -> None:
+    numbers = {"batch": 64, "channels": 768, "seqlen": 4096, "filter_len": 4096, "dtype": "bfloat16"}
+    options = {"precision": "medium", "arch": "sm_90"}
+    made = plan(**numbers, **options, wrt=("u", "k"))
+    assert isinstance(made, MmaVjpPlan)
+    text = str(made)
+    assert "medium: tensor cores" in text
+    assert "3 a row of 4096 complex points = 16 x 16 x 16" in text
+    assert "in registers, float32" in text
+    assert {spec.entry for spec, _ in made.kernels} > {"fftconv_mma_bwd", "fftconv_mma_filter", "fftconv_filter_bwd"}
+    assert "  sum of dk       none" in str(plan(**numbers, **options, wrt="u"))
+    for other in (
+        plan(**numbers, **options, wrt="u", prepared=True),
+        plan(**numbers, **{**options, "arch": "sm_75"}, wrt="u"),
+        plan(**{**numbers, "dtype": "float32"}, **options, wrt="u"),
+    ):
+        assert not isinstance(other, MmaVjpPlan)
+
+
+@pytest.mark.parametrize("arch", [arch for arch in ARCHS if arch != "sm_75"])
+def test_plans_of_gradients_name_kernels_of_the_matrix(arch: str) -> None:
+    specs = {kernel.spec for kernel in iter_kernels(arch, fft_sizes=[4096, 8192, 16384])}
+    sizes = tuple(MMA_BACKWARD_CONFIGS)
+    for points, dtype, is_wide in itertools.product(sizes, DTYPES, (True, False)):
+        convolution = make_problem(
+            "causal", batch=3, channels=2, seqlen=points, filter_len=points, dtype=dtype, precision="medium"
+        )
+        for wanted in (Wanted(u=True, k=True), Wanted(u=True), Wanted(k=True)):
+            made = make_row_vjp_plan(convolution, wanted, ARCHS[arch], is_wide=is_wide)
+            assert isinstance(made, MmaVjpPlan)
+            assert {spec for spec, _ in made.kernels} <= specs
 
 
 def test_a_plan_that_is_not_for_tensor_cores_is_refused() -> None:

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch_cases import arguments  # noqa: E402
 
 import fftconv_cupy.torch as module  # noqa: E402
-from fftconv_cupy import prepare_filter, torch_derivatives  # noqa: E402
+from fftconv_cupy import execute, prepare_filter, torch_derivatives  # noqa: E402
 from fftconv_cupy.problem import MODES  # noqa: E402
 from fftconv_cupy.torch import fftconv  # noqa: E402
 from fftconv_cupy.torch_operator import forward_op  # noqa: E402
@@ -113,3 +113,16 @@ def test_tensors_that_the_dispatcher_knows_to_read(dispatched):
         forward_op(u.as_subclass(Plain), k, *[None] * 3, "causal", None, None, None, None)
     )
     assert dispatched == ["forward_op", "forward_op", "vjp_op", "forward_op", "forward_op"]
+
+
+def test_gradients_take_the_precision_of_their_call(monkeypatch):
+    asked = []
+    differentiate = execute.vjp_on_cpu
+    monkeypatch.setattr(
+        execute, "vjp_on_cpu", lambda call, given: asked.append(call.problem.precision) or differentiate(call, given)
+    )
+    tensors = arguments("causal", dtype=torch.float32)
+    for precision in ("medium", None):
+        fftconv(**tensors, precision=precision).sum().backward()
+        forward_op(*tensors.values(), "causal", None, precision, None, None).sum().backward()
+    assert asked == ["medium", "medium", None, None]

@@ -12,6 +12,7 @@ from vjp_kernel_cases import case_of, make_dy
 
 from fftconv_cupy import fftconv_vjp, launch_vjp
 from fftconv_cupy.benchmarks.problems import Case, make_inputs
+from fftconv_cupy.mma_vjp_plan import MmaVjpPlan
 from fftconv_cupy.problem import ITEM_BYTES
 from fftconv_cupy.vjp_plan import VjpPlan
 
@@ -35,6 +36,7 @@ def lines_of(case: Case, wrt: tuple[str, ...] | None = None) -> tuple[dict[str, 
             out_gate=arrays["out_gate"],
             skip=None if inputs.skip is None else to_cupy(inputs.skip),
             wrt=wrt,
+            precision=case.precision,
         )
         (launcher,) = launch_vjp._launchers.values()
         found: dict[str, dict[int, set[int]]] = {name: {} for name, array in arrays.items() if array is not None}
@@ -74,6 +76,18 @@ def test_rows_are_brought_into_l2(points: int, dtype: str, changes: dict[str, An
         assert all(offsets == whole for offsets in lines.values())
         wanted = set(rows) if name in ("dy", "out_gate") else following
         assert {row // case.channels + row % case.channels * case.batch for row in lines} == wanted
+
+
+@pytest.mark.parametrize(("points", "seqlen"), [(2048, 2048), (4096, 4000)])
+def test_the_rows_of_the_next_step_are_brought_into_l2_on_tensor_cores(points: int, seqlen: int) -> None:
+    case = case_of(points, "float16", batch=9, channels=1, seqlen=seqlen, precision="medium")
+    found, made = lines_of(case)
+    assert isinstance(made, MmaVjpPlan)
+    step_rows = made.tensor.rows // made.variant.sides
+    assert step_rows < made.chunks.chunk_steps * step_rows < case.batch
+    whole = set(range(0, seqlen * ITEM_BYTES["float16"], LINE))
+    following = {row for row in range(case.batch) if row // step_rows % made.chunks.chunk_steps}
+    assert found == {name: dict.fromkeys(following, whole) for name in ("dy", "u", "in_gate", "out_gate")}
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,12 @@ from host_runtime.harness import ORDERS, HostLoadedKernel
 from kernel_cases import LAYOUTS
 from windows_cases import check, check_vjp, run, run_vjp, windows_gpu
 
-from fftconv_cupy import numeric
+from fftconv_cupy import chunks, numeric
 from fftconv_cupy.archs import ARCHS
 from fftconv_cupy.benchmarks.problems import Case, make_inputs, reference_of
 from fftconv_cupy.blocks import BLOCK_CONFIGS, COMPLEX_BYTES
 from fftconv_cupy.plan import FilterLags
 from fftconv_cupy.problem import DTYPES, MODES
-from fftconv_cupy.vjp_plan import VjpPlan
 from fftconv_cupy.window_plan import make_window_plan
 from fftconv_cupy.window_vjp_plan import make_window_vjp_plan
 
@@ -144,7 +143,7 @@ def test_what_is_not_finite_stays_in_its_row() -> None:
 def test_groups_of_channels(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     grouped = case("causal", "float32", 1000, 30, 4, channels=5, shared_filter=shared)
     monkeypatch.setattr(sys.modules[FilterLags.__module__], "WORKSPACE_LIMIT", 2 * 128 * COMPLEX_BYTES)
-    monkeypatch.setattr(sys.modules[VjpPlan.__module__], "WORKSPACE_LIMIT", 8 * 128 * COMPLEX_BYTES)
+    monkeypatch.setattr(chunks, "WORKSPACE_LIMIT", 8 * 128 * COMPLEX_BYTES)
     with windows_gpu(128):
         assert make_window_plan(grouped.problem, ARCHS["sm_90"]).channel_group == (5 if shared else 2)
         made = make_window_vjp_plan(grouped.problem, grouped.wanted, ARCHS["sm_90"]).backward
