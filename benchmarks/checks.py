@@ -127,7 +127,7 @@ def placed(case: Case, inputs: Inputs, place: Place) -> dict[str, Any]:
     """Return the arguments of `fftconv` at a place, in the case's layout."""
     k = place.lay_out(inputs.k, case.layout)
     if case.prepared:
-        k = fftconv_cupy.prepare_filter(k, seqlen=case.seqlen, **_options(case))
+        k = fftconv_cupy.prepare_filter(k, seqlen=case.seqlen, **options(case))
     return {
         "u": place.lay_out(inputs.u, case.layout),
         "k": k,
@@ -138,10 +138,11 @@ def placed(case: Case, inputs: Inputs, place: Place) -> dict[str, Any]:
 
 
 def _convolve(case: Case, arrays: dict[str, Any], out: Any = None) -> Any:
-    return fftconv_cupy.fftconv(**arrays, **_options(case), out=out)
+    return fftconv_cupy.fftconv(**arrays, **options(case), out=out)
 
 
-def _options(case: Case) -> dict[str, Any]:
+def options(case: Case) -> dict[str, Any]:
+    """Return the options of `fftconv` for a case."""
     return {"mode": case.mode, "fft_size": case.fft_size, "precision": case.precision}
 
 

@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 import fftconv_cupy
 from fftconv_cupy import numeric
-from fftconv_cupy.benchmarks.checks import REPEATS, Finding, finding, placed
+from fftconv_cupy.benchmarks.checks import REPEATS, Finding, finding, options, placed
 from fftconv_cupy.benchmarks.places import Array, Place
 from fftconv_cupy.benchmarks.problems import Case, Inputs, gradients_of, make_inputs, make_output_gradient
+from fftconv_cupy.devices import device_limits
+from fftconv_cupy.plans import precision_of_gradients
 from fftconv_cupy.problem import Gradients
 
 _SUMS = ("k", "skip")  # summed over the rows of a channel; the others have rows of their own
@@ -62,7 +64,7 @@ def _differentiate_often(case: Case, inputs: Inputs, dy: Array, place: Place, ti
         arrays, dy_there = placed(case, inputs, place), place.lay_out(dy, case.layout)
         results = []
         for _ in range(times):
-            grads = fftconv_cupy.fftconv_vjp(dy_there, **arrays, mode=case.mode, fft_size=case.fft_size, wrt=case.wrt)
+            grads = fftconv_cupy.fftconv_vjp(dy_there, **arrays, wrt=case.wrt, **options(case))
             for name, grad in grads._asdict().items():
                 if grad is not None and type(grad) is not place.xp.ndarray:
                     raise TypeError(f"the gradient of {name} is of type {type(grad).__name__}")
@@ -93,8 +95,9 @@ def _judged(
     fault = _malformed(inputs, grads, grads64)
     if fault:
         return finding(check, case, place, float("inf"), 0, fault)
+    precision = precision_of_gradients(case.problem, device_limits(place.ordinal)) if place.is_gpu else "highest"
     agreements = {
-        name: _compare(case, name, grad, getattr(grads64, name), clean)
+        name: _compare(case, name, grad, getattr(grads64, name), clean, precision)
         for name, grad in grads._asdict().items()
         if grad is not None
     }
@@ -117,7 +120,7 @@ def _malformed(inputs: Inputs, grads: Gradients, grads64: Gradients) -> str:
 
 
 def _compare(
-    case: Case, name: str, grad: Array, grad64: NDArray[np.float64], clean: NDArray[np.bool_] | None
+    case: Case, name: str, grad: Array, grad64: NDArray[np.float64], clean: NDArray[np.bool_] | None, precision: str
 ) -> numeric.Agreement:
     """Compare the gradient of one argument with float64, by the bound that holds for it."""
     is_sum = name in _SUMS
@@ -125,5 +128,5 @@ def _compare(
         chosen = clean.all(axis=0) if is_sum else clean
         grad, grad64 = grad[chosen], grad64[chosen]
     if is_sum:
-        return numeric.compare_sum(grad, grad64, str(grad.dtype))
-    return numeric.compare(grad, grad64, case.dtype, fft_size=case.problem.fft_size)
+        return numeric.compare_sum(grad, grad64, str(grad.dtype), precision=precision)
+    return numeric.compare(grad, grad64, case.dtype, fft_size=case.problem.fft_size, precision=precision)

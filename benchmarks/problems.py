@@ -180,7 +180,10 @@ def make_output_gradient(case: Case) -> Array:
     """Draw the gradient of a case's output, (B, H, outputs): of a scale at which sums over a channel are of order 1."""
     shape = (case.batch, case.channels, case.problem.out_len)
     rows = (1, *shape[1:]) if case.layout == "broadcast" else shape
-    values = _generator(f"dy of {case.label}").standard_normal(rows) * max(1, case.batch * case.seqlen) ** -0.5
+    values = _generator(f"dy of {case.label}").standard_normal(rows)
+    if case.range is not None:
+        values = RANGES[case.range].rows(values)
+    values *= max(1, case.batch * case.seqlen) ** -0.5
     return np.broadcast_to(values.astype(NUMPY_DTYPES[case.dtype]), shape)
 
 

@@ -17,8 +17,9 @@ from fftconv_cupy.benchmarks.checks import Finding
 from fftconv_cupy.benchmarks.depthwise import DepthwiseJob
 from fftconv_cupy.benchmarks.places import Place
 from fftconv_cupy.benchmarks.problems import Case, gradient_transform, planned
+from fftconv_cupy.benchmarks.ranges import RANGES
 from fftconv_cupy.plan import transform_of
-from fftconv_cupy.plans import AnyPlan, precision_of_call
+from fftconv_cupy.plans import AnyPlan, precision_of_call, precision_of_gradients
 from fftconv_cupy.problem import MODES, PRECISIONS
 from fftconv_cupy.source import KernelSpec
 
@@ -49,7 +50,8 @@ class Job:
 
     def runs_with(self, limits: ArchLimits) -> str:
         """Return the precision with which a GPU computes what is checked."""
-        return "highest" if self.is_of_gradients else precision_of_call(self.case.problem, limits)
+        precision = precision_of_gradients if self.is_of_gradients else precision_of_call
+        return precision(self.case.problem, limits)
 
     def plan(self, limits: ArchLimits) -> AnyPlan | None:
         """Return how a GPU computes what is checked; None: it cannot."""
@@ -84,7 +86,7 @@ def jobs_for(
         dtypes: dtypes to check.
         place: the GPU, or the CPU, which has no streams.
         limits: of the GPU; on the CPU of the largest one.
-        precisions: those to check; gradients and depthwise convolutions have the highest only.
+        precisions: those to check; depthwise convolutions have the highest only.
     """
     dtypes, precisions = tuple(dtypes), tuple(precisions)
     cases = verify_cases(level, dtypes, limits, precisions)
@@ -92,6 +94,7 @@ def jobs_for(
     jobs += [Job(checks.repeats, case) for case in cases[:: _EVERY[level]]]
     in_float32 = [case for case in cases if case.precision == "highest" and case.range is None]
     with_gradients = _gradient_cases(level, in_float32, limits)
+    with_gradients += _tensor_core_gradients(cases, limits)
     jobs += [Job(gradient_checks.gradients, case) for case in with_gradients]
     jobs += [Job(gradient_checks.gradient_repeats, case) for case in with_gradients[:: _EVERY[level]]]
     if "highest" in precisions:
@@ -167,6 +170,17 @@ def _gradient_cases(level: str, cases: Iterable[Case], limits: ArchLimits) -> li
     ]
     return [
         replace(case, wrt=(draw.choice(case.given),)) if draw.randrange(_ALONE_EVERY) == 0 else case for case in drawn
+    ]
+
+
+def _tensor_core_gradients(cases: Iterable[Case], limits: ArchLimits) -> list[Case]:
+    """Return the cases whose gradients are computed on tensor cores, and keep the bounds of noise."""
+    with_taps = [replace(case, prepared=False) for case in cases if case.precision != "highest"]
+    return [
+        case
+        for case in with_taps
+        if precision_of_gradients(case.problem, limits) == case.precision
+        and (case.range is None or not RANGES[case.range].is_one_wave)
     ]
 
 

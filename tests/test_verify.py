@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 import fftconv_cupy
 from fftconv_cupy.archs import ARCHS
-from fftconv_cupy.benchmarks import case_sets, checks, environment, places, problems, verification
+from fftconv_cupy.benchmarks import case_sets, checks, environment, gradient_checks, places, problems, verification
 from fftconv_cupy.benchmarks.places import CPU, Place
 from fftconv_cupy.benchmarks.problems import Case
 from fftconv_cupy.benchmarks.ranges import RANGES
@@ -250,7 +250,7 @@ def test_every_size_of_tensor_cores_is_checked():
     for nothing in ((["float32"], SM_90, "medium"), (DTYPES, ARCHS["sm_75"], "medium"), (DTYPES, SM_90, "high")):
         assert not case_sets.verify_cases("full", *nothing[:2], [nothing[2]])
     checked = {job.check for job in verification.jobs_for("quick", DTYPES, Place(CPU), SM_90, ["medium"])}
-    assert checked == {checks.accuracy, checks.repeats, checks.confinement}
+    assert checked == {checks.accuracy, checks.repeats, checks.confinement, *gradient_checks.CHECKS}
 
 
 @pytest.mark.usefixtures("no_gpu")
