@@ -82,7 +82,7 @@ def gradient_cases() -> list[Case]:
         dtype, other = ("float16", "float32") if index % 2 else ("float32", "float16")
         found.append(Case("causal", seqlen, seqlen, dtype, index % 4 < 2))
         found.append(Case("circular", seqlen, seqlen, other, index % 4 >= 2, shared_filter=index % 3 == 0))
-    return found + long_cases()
+    return found + tensor_core_cases() + long_cases()
 
 
 def draw(case: Case, generator: np.random.Generator) -> dict[str, Any]:
@@ -125,11 +125,12 @@ def check_gradients(case: Case, generator: np.random.Generator) -> list[str]:
     )
     expected = fftconv_vjp_reference(dy, **arrays, mode=case.mode)
     on_gpu = {name: cupy.asarray(array) for name, array in arrays.items()}
-    grads = fftconv_vjp(cupy.asarray(dy), **on_gpu, mode=case.mode)
+    grads = fftconv_vjp(cupy.asarray(dy), **on_gpu, mode=case.mode, precision=case.precision)
     wrong = []
     for name in arrays:
         grad, grad64 = cupy.asnumpy(getattr(grads, name)), getattr(expected, name)
-        found = (compare_sum if name in ("k", "skip") else compare)(grad, grad64, str(grad.dtype))
+        judge = compare_sum if name in ("k", "skip") else compare
+        found = judge(grad, grad64, str(grad.dtype), precision=case.precision)
         if not found.ok:
             wrong.append(f"{case}, gradient of {name}: {found.error:.2e}")
     return wrong

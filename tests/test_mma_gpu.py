@@ -9,7 +9,7 @@ import pytest
 from kernel_runs import describe
 
 from fftconv_cupy import numeric, plan
-from fftconv_cupy.benchmarks import checks
+from fftconv_cupy.benchmarks import checks, gradient_checks
 from fftconv_cupy.benchmarks.places import Place
 from fftconv_cupy.benchmarks.problems import Case
 from fftconv_cupy.benchmarks.ranges import RANGES
@@ -28,6 +28,16 @@ def accurate(case: Case) -> None:
         pytest.skip("computed in float32")
     found = checks.accuracy(case, Place(0))
     assert found.ok, found
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("points", SIZES)
+def test_gradients(points: int, dtype: str) -> None:
+    for shape, options in itertools.product(((9, 5), (64, 2)), ({}, GATES, {"in_gate": True, "skip_dtype": "float32"})):
+        case = Case("causal", dtype, points, points, *shape, precision="medium", **options)
+        for check in (gradient_checks.gradients, gradient_checks.gradient_repeats):
+            found = check(case, Place(0))
+            assert found.ok, found
 
 
 @pytest.mark.parametrize("precision", ["medium"])
