@@ -10,6 +10,7 @@ from fftconv_cupy.errors import UnsupportedProblemError, message
 from fftconv_cupy.mma_blocks import (
     DTYPES,
     FASTER_POINTS,
+    GRADIENT_POINTS,
     MMA_BACKWARD_CONFIGS,
     MmaConfig,
     MmaVariant,
@@ -122,10 +123,10 @@ def mma_gradient_configs(problem: Problem, limits: ArchLimits) -> tuple[MmaConfi
     """Return the same for the gradients of a problem, which are never those of pairs of rows."""
     _, least = transform_of(problem, can_pair=False)
     configs = _configs(problem, least, limits) if problem.precision == "medium" else None
-    tensor = None if configs is None else MMA_BACKWARD_CONFIGS.get(configs[0].points)
-    if configs is None or tensor is None or tensor.shared_bytes > limits.block_shared_bytes:
+    if configs is None or configs[0].points not in GRADIENT_POINTS[problem.dtype]:
         return None
-    return tensor, configs[1]
+    tensor = MMA_BACKWARD_CONFIGS[configs[0].points]
+    return None if tensor.shared_bytes > limits.block_shared_bytes else (tensor, configs[1])
 
 
 def _configs(problem: Problem, least: int, limits: ArchLimits) -> tuple[MmaConfig, BlockConfig] | None:

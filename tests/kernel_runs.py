@@ -128,7 +128,8 @@ def host_gpu(arch: str = "sm_90", *, order: str = ORDERS[0], race_check: bool = 
         patch.setattr(cupy_host, "host_loader", _loader)
         patch.setattr(window_plan, "LEAST_GAIN", math.inf)
         sizes = tuple(MMA_CONFIGS)
-        patch.setattr(mma_plan, "FASTER_POINTS", dict.fromkeys(mma_plan.FASTER_POINTS, sizes))
+        for table in ("FASTER_POINTS", "GRADIENT_POINTS"):
+            patch.setattr(mma_plan, table, dict.fromkeys(getattr(mma_plan, table), sizes))
         window_plan.cut_of.cache_clear()
         try:
             with cupy_host.host_backed_gpu(arch, order=order, race_check=race_check):

@@ -18,6 +18,7 @@ from fftconv_cupy.kernel_matrix import iter_kernels
 from fftconv_cupy.mma_blocks import (
     DTYPES,
     FASTER_POINTS,
+    GRADIENT_POINTS,
     MIDDLE_SCALE,
     MMA_BACKWARD_CONFIGS,
     MMA_CONFIGS,
@@ -141,8 +142,9 @@ def test_a_plan_of_gradients_tells_the_precision() -> None:
 @pytest.mark.parametrize("arch", [arch for arch in ARCHS if arch != "sm_75"])
 def test_plans_of_gradients_name_kernels_of_the_matrix(arch: str) -> None:
     specs = {kernel.spec for kernel in iter_kernels(arch, fft_sizes=[4096, 8192, 16384])}
-    sizes = tuple(MMA_BACKWARD_CONFIGS)
-    for points, dtype, is_wide in itertools.product(sizes, DTYPES, (True, False)):
+    assert set(MMA_BACKWARD_CONFIGS) == set().union(*GRADIENT_POINTS.values())
+    places = [(points, dtype) for dtype, sizes in GRADIENT_POINTS.items() for points in sizes]
+    for (points, dtype), is_wide in itertools.product(places, (True, False)):
         convolution = make_problem(
             "causal", batch=3, channels=2, seqlen=points, filter_len=points, dtype=dtype, precision="medium"
         )
