@@ -24,6 +24,7 @@ _COLOURS = {  # of Okabe and Ito, who chose them for eyes that see fewer
     "subquadratic-ops": "#e69f00",
     "causal-conv1d": "#e69f00",
 }
+_PRECISION_COLOURS = {"highest": "#d55e00", "high": "#999999", "medium": "#0072b2"}
 _MARKERS = dict(zip(_COLOURS, "os^sDvPXX", strict=True))
 _PANEL = (5.2, 4.2)  # inches, width and height
 _CAPTION = 75  # letters of the caption over a column
@@ -100,6 +101,70 @@ def draw(records: Sequence[Record], path: Path, caption: str, metadata: dict[str
             _draw_ratios(axes, curves)
     figure.suptitle(textwrap.fill(caption, _CAPTION * columns), fontsize=9)
     figure.savefig(path, dpi=150, metadata=metadata)
+
+
+def draw_errors(records: Sequence[Record], path: Path, caption: str, metadata: dict[str, str] | None = None) -> None:
+    """Draw the error of each precision over its time, a panel for outputs and gradients, plain and gated.
+
+    Args:
+        records: ours, of several precisions.
+        path: as for `draw`.
+        caption: as there.
+        metadata: as there.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    panels: dict[tuple[str, bool], list[Record]] = {}
+    for record in records:
+        panels.setdefault((record["direction"], record["gated"]), []).append(record)
+    columns = min(len(panels), _MOST_COLUMNS - 1)
+    bands = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * bands), layout="constrained")
+    for axes, ((direction, gated), members) in zip(
+        figure.subplots(bands, columns, squeeze=False).flat, sorted(panels.items(), reverse=True), strict=False
+    ):
+        _draw_precisions(axes, members)
+        what = "gradients" if direction == "backward" else "outputs"
+        axes.set_title(f"causal, {'gated' if gated else 'plain'}, {what}", fontsize=10)
+    figure.suptitle(textwrap.fill(caption, _CAPTION * columns), fontsize=9)
+    figure.savefig(path, dpi=150, metadata=metadata)
+
+
+def _draw_precisions(axes: Any, members: Sequence[Record]) -> None:
+    """Draw a point for each length, dtype and precision; those of a dtype and precision are joined."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    ways: dict[tuple[str, str], list[Record]] = {}
+    for record in sorted(members, key=lambda r: r["seqlen"]):
+        ways.setdefault((record["dtype"], record["precision"]), []).append(record)
+    for (dtype, precision), points in ways.items():
+        axes.plot(
+            [shown_ms(point) for point in points],
+            [point["error"] for point in points],
+            color=_PRECISION_COLOURS[precision],
+            marker="o" if dtype == "float16" else "s",
+            linestyle=":",
+            linewidth=1,
+            label=f"{dtype}, {precision}",
+        )
+        for point in points:
+            place = shown_ms(point), point["error"]
+            axes.annotate(_length(point["seqlen"]), place, (0, 6), textcoords="offset points", fontsize=7, ha="center")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+    axes.margins(0.12)
+    axes.set_xlabel("ms as of B x H = 64 x 768")
+    axes.set_ylabel("relative error against float64")
+    axes.grid(which="major", alpha=0.3)
+    axes.legend(fontsize=7)
 
 
 def _curves(members: Sequence[Record]) -> Curves:

@@ -15,11 +15,16 @@ from typing import Any
 from fftconv_cupy.benchmarks import peers, plots, storage, tables
 from fftconv_cupy.benchmarks.baselines import OURS
 from fftconv_cupy.benchmarks.suites import PUBLISHED_SIZES
+from fftconv_cupy.mma_blocks import FASTER_POINTS, GRADIENT_POINTS
+from fftconv_cupy.problem import PRECISIONS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 SOURCES = ("targets-h100.json", "backward-h100.json")
+PRECISION = "precision-h200.json"
 PICTURE = RESULTS / "speed-h100.png"
+PRECISION_PICTURE = RESULTS / "precision-h200.png"
+PICTURED = (*SOURCES, peers.FILE.name)
 
 _SUITES = ("speed", "backward", "conv")
 _COLUMNS = {
@@ -29,26 +34,29 @@ _COLUMNS = {
     "causal gradients": ("backward", "causal", False),
     "causal gradients, gated": ("backward", "causal", True),
 }
+_HALVES = ("float16", "bfloat16")
+_TENSOR_CORE_SIZES = sorted(  # FFT sizes of which they compute everything
+    2 * points for points in set.intersection(*map(set, (*FASTER_POINTS.values(), *GRADIENT_POINTS.values())))
+)
+_DIFFERENT = tuple(name for name in PRECISIONS if name != "high")  # which computes as "highest" does
 _PEERS = ("torch.fft rfft", "FlashFFTConv", "subquadratic-ops")
 
 Record = dict[str, Any]
 
 
-def sources() -> dict[str, storage.Content]:
-    """Return the files of results that the README shows, by name."""
-    return {name: storage.load(RESULTS / name) for name in SOURCES}
-
-
-def digests() -> str:
-    """Return the digests of all results that the picture is drawn from, on one line."""
-    names = (*SOURCES, peers.FILE.name)
+def digest_of(*names: str) -> str:
+    """Return the digests of files of results that a picture is drawn from, on one line."""
     return " ".join(storage.load(RESULTS / name)["digest"] for name in names)
 
 
 def sections() -> dict[str, str]:
-    """Return what the README has between its marks: our times, and how many times as long others take."""
-    records = _records()
-    return {"speed": "\n".join(_times(records)), "peers": "\n".join(_ratios(records))}
+    """Return what the README has between its marks: our times, how many times as long others take, and precisions."""
+    records = _records(*SOURCES)
+    return {
+        "speed": "\n".join(_times(records)),
+        "precision": "\n".join(_precisions(_records(PRECISION, suites=("precision",), dtypes=_HALVES))),
+        "peers": "\n".join(_ratios(records)),
+    }
 
 
 def updated(text: str) -> str:
@@ -67,26 +75,30 @@ def updated(text: str) -> str:
     return text
 
 
-def draw(path: Path) -> None:
-    """Draw the gated causal convolution beside the others, outputs and gradients."""
-    records = [r for r in _records() if r["gated"] and r["mode"] == "causal"]
+def draw() -> None:
+    """Draw the gated causal convolution beside the others, and the error of each precision over its time."""
+    records = [r for r in _records(*SOURCES) if r["gated"] and r["mode"] == "causal"]
     beside = peers.published_beside(records, {record["impl"] for record in peers.published()})
-    places = {f"{c['environment']['gpu']}, driver {c['environment']['driver']}" for c in sources().values()}
-    caption = f"{' and '.join(sorted(places))}; ours at commit {' and '.join(_commits())}"
-    plots.draw([*records, *beside], path, caption, metadata={"Description": digests()})
+    plots.draw([*records, *beside], PICTURE, _place(*SOURCES), metadata={"Description": digest_of(*PICTURED)})
+    records = _records(PRECISION, suites=("precision",), dtypes=_HALVES)
+    plots.draw_errors(records, PRECISION_PICTURE, _place(PRECISION), metadata={"Description": digest_of(PRECISION)})
 
 
-def _records() -> list[Record]:
+def _place(*names: str) -> str:
+    """Return where and of which commits files of results are, on one line."""
+    found = [storage.load(RESULTS / name)["environment"] for name in names]
+    places = dict.fromkeys(f"{facts['gpu']}, driver {facts['driver']}" for facts in found)
+    commits = dict.fromkeys(facts["commit"] for facts in found)
+    return f"{' and '.join(places)}; ours at commit {' and '.join(commits)}"
+
+
+def _records(*names: str, suites: Sequence[str] = _SUITES, dtypes: Sequence[str] = ("float16",)) -> list[Record]:
     return [
         record
-        for content in sources().values()
-        for record in content["records"]
-        if record["impl"] == OURS and record["dtype"] == "float16" and record["suite"] in _SUITES
+        for name in names
+        for record in storage.load(RESULTS / name)["records"]
+        if record["impl"] == OURS and record["suite"] in suites and record["dtype"] in dtypes
     ]
-
-
-def _commits() -> list[str]:
-    return list(dict.fromkeys(content["environment"]["commit"] for content in sources().values()))
 
 
 def _sizes(records: Sequence[Record]) -> list[int]:
@@ -99,6 +111,23 @@ def _times(records: Sequence[Record]) -> Iterator[str]:
     for size in _sizes(records):
         cells = [_cell(records, size, *column) for column in _COLUMNS.values()]
         yield _line([str(size), *(f"{tables.shown_ms(cell):.3g}" if cell else "" for cell in cells)])
+
+
+def _precisions(records: Sequence[Record]) -> Iterator[str]:
+    """Yield a row a size and dtype that was timed with each precision: times and errors, gated and causal."""
+    names = [f"{what} {precision}" for what in ("outputs", "gradients") for precision in _DIFFERENT]
+    yield from _head(["dtype", *names])
+    for size in _TENSOR_CORE_SIZES:
+        for dtype in _HALVES:
+            own = [record for record in records if record["dtype"] == dtype]
+            cells = [
+                _cell(own, size, direction, "causal", True, precision=precision)
+                for direction in ("forward", "backward")
+                for precision in _DIFFERENT
+            ]
+            if all(cells):
+                shown = (f"{tables.shown_ms(cell):.3g}, {cell['error']:.1e}" for cell in cells if cell)
+                yield _line([str(size), dtype, *shown])
 
 
 def _ratios(records: Sequence[Record]) -> Iterator[str]:
@@ -121,10 +150,17 @@ def _ratio(theirs: Record, ours: Record) -> str:
 
 
 def _cell(
-    records: Sequence[Record], size: int, direction: str, mode: str, gated: bool, filter: str = "prepared"
+    records: Sequence[Record],
+    size: int,
+    direction: str,
+    mode: str,
+    gated: bool,
+    *,
+    filter: str = "prepared",
+    precision: str = "highest",
 ) -> Record | None:
     wanted = {"fft_size": size, "direction": direction, "mode": mode, "gated": gated}
-    wanted["filter"] = "raw" if direction == "backward" else filter
+    wanted |= {"precision": precision, "filter": "raw" if direction == "backward" else filter}
     return next((r for r in records if all(r[name] == value for name, value in wanted.items())), None)
 
 
@@ -138,11 +174,11 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """Write the tables of README.md and its picture anew."""
+    """Write the tables of README.md and its pictures anew."""
     path = REPOSITORY / "README.md"
     path.write_text(updated(path.read_text()))
-    draw(PICTURE)
-    sys.stdout.write(f"{path.name}\n{PICTURE.relative_to(REPOSITORY)}\n")
+    draw()
+    sys.stdout.write("".join(f"{file.relative_to(REPOSITORY)}\n" for file in (path, PICTURE, PRECISION_PICTURE)))
 
 
 if __name__ == "__main__":

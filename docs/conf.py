@@ -58,7 +58,7 @@ class Figures(SphinxDirective):
         table = figures.TABLES.get(self.arguments[0])
         if table is None:
             raise self.error(f"no such figures: {self.arguments[0]!r}; there are {', '.join(figures.TABLES)}")
-        for path in (figures.OUTPUTS, figures.GRADIENTS, figures.PEERS):
+        for path in figures.FILES:
             self.env.note_dependency(str(path))
         head, *rows = table()
         group = nodes.tgroup("", *(nodes.colspec(colwidth=1) for _ in head), cols=len(head))

@@ -15,6 +15,8 @@ from fftconv_cupy.benchmarks import targets
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 OUTPUTS, GRADIENTS = RESULTS / "targets-h100.json", RESULTS / "backward-h100.json"
 PEERS = RESULTS / "peers-h100.json"
+SHORT, PRECISION = RESULTS / "short-h200.json", RESULTS / "precision-h200.json"
+FILES = (OUTPUTS, GRADIENTS, PEERS, SHORT, PRECISION)
 
 Record = dict[str, Any]
 Rows = list[list[str]]
@@ -36,6 +38,40 @@ def forward() -> Rows:
         "circular, gated": {"mode": "circular", "gated": True, "filter": "prepared"},
     }
     return _by_size(_chosen(OUTPUTS, suite="speed", dtype="float16"), columns)
+
+
+def short() -> Rows:
+    """Depthwise convolutions and their gradients, in both layouts, in times the floor."""
+    kinds = [(direction, layout) for direction in ("forward", "backward") for layout in ("BHL", "BLH")]
+    names = [f"{'gradients' if direction == 'backward' else 'outputs'}, {layout}" for direction, layout in kinds]
+    rows = [["L", "D", "K", *names]]
+    found: dict[tuple[int, int, int], dict[tuple[str, str], Record]] = {}
+    for record in _chosen(SHORT):
+        shape = record["seqlen"], record["channels"], record["filter_len"]
+        found.setdefault(shape, {})[record["direction"], record["layout"]] = record
+    for shape, cells in sorted(found.items()):
+        rows.append([*map(str, shape), *(_floors(cells[kind]) if kind in cells else "" for kind in kinds)])
+    return rows
+
+
+def precision() -> Rows:
+    """Time and error of each precision where they differ, causal."""
+    rows = [["computed", "FFT size", "dtype", "highest", "error", "medium", "error"]]
+    found: dict[tuple[str, bool, int, str], dict[str, Record]] = {}
+    for record in _chosen(PRECISION, mode="causal"):
+        problem = record["direction"], record["gated"], record["fft_size"], record["dtype"]
+        found.setdefault(problem, {})[record["precision"]] = record
+    for (direction, gated, size, dtype), cells in sorted(
+        found.items(), key=lambda item: (item[0][0] == "backward", *item[0])
+    ):
+        what = f"{'gradients' if direction == 'backward' else 'outputs'}{', gated' if gated else ''}"
+        shown = [
+            text
+            for name in ("highest", "medium")
+            for text in (f"{_ms(cells[name])}\N{NO-BREAK SPACE}({_floors(cells[name])})", f"{cells[name]['error']:.1e}")
+        ]
+        rows.append([what, str(size), dtype, *shown])
+    return rows
 
 
 def float32() -> Rows:
@@ -121,7 +157,7 @@ def memory() -> Rows:
 def places() -> Rows:
     """Where and at which commit the files were measured."""
     rows = [["file", "GPU", "driver", "CuPy", "NVRTC", "copy, GB/s", "commit"]]
-    for path in (OUTPUTS, GRADIENTS, PEERS):
+    for path in FILES:
         found = load(path)["environment"]
         versions = [str(found.get(name, "")) for name in ("gpu", "driver", "cupy", "nvrtc")]
         rows.append([path.name, *versions, f"{found['copy_gb_per_s']:.0f}", str(found.get("commit", ""))])
@@ -129,7 +165,11 @@ def places() -> Rows:
 
 
 TABLES: dict[str, Callable[[], Rows]] = {
-    table.__name__: table for table in (forward, float32, backward, shapes, errors, missed, peers, memory, places)
+    table.__name__: table
+    for table in (
+        *(forward, float32, backward, shapes, errors, missed, peers, memory, places),
+        *(short, precision),
+    )
 }
 
 

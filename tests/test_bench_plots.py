@@ -19,8 +19,8 @@ def drawn(monkeypatch, tmp_path):
     figures = []
     monkeypatch.setattr(figure, "savefig", lambda self, *_, **__: figures.append(self))
 
-    def draw(records):
-        plots.draw(records, tmp_path / "out.png", "an H100")
+    def draw(records, how=plots.draw):
+        how(records, tmp_path / "out.png", "an H100")
         return [axes for axes in figures.pop().axes if axes.axison]
 
     return draw
@@ -70,3 +70,21 @@ def test_ours_alone_is_drawn_without_bars_and_others_say_that_they_are_published
 def test_one_length_is_refused(drawn):
     with pytest.raises(InvalidArgumentError, match="timed at two lengths"):
         drawn([record(OURS, 256, 1.0), record(RFFT, 256, 1.0)])
+
+
+def test_errors_are_drawn_over_time_a_line_for_each_dtype_and_precision(drawn):
+    records = [
+        record(OURS, size, ms * size / 1024, precision=precision, error=error, dtype=dtype, direction=direction)
+        for size in (16384, 8192)
+        for dtype in ("float16", "bfloat16")
+        for direction in ("backward", "forward")
+        for precision, ms, error in (("highest", 1.0, 2e-4), ("medium", 0.5, 1e-3))
+    ]
+    outputs, gradients = drawn(records, plots.draw_errors)
+    assert (outputs.get_title(), gradients.get_title()) == ("causal, gated, outputs", "causal, gated, gradients")
+    assert (outputs.get_xscale(), outputs.get_yscale()) == ("log", "log")
+    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in outputs.get_lines()}
+    assert len(lines) == 4
+    # At 16384 the batch is half as large, and the time is shown twice as long.
+    assert lines["float16, medium"] == ([4.0, 16.0], [1e-3, 1e-3])
+    assert [text.get_text() for text in outputs.texts][:2] == ["4K", "8K"]

@@ -164,10 +164,11 @@ def test_the_readme_shows_the_committed_results():
     assert readme.updated(README) == README
 
 
-@pytest.mark.parametrize("figure", ["0.41", "10.3"])
-def test_a_figure_of_the_readme_that_was_changed_is_found(figure):
-    assert f"| {figure} |" in README
-    changed = README.replace(f"| {figure} |", "| 0.01 |")
+@pytest.mark.parametrize("name", ["speed", "peers", "precision"])
+def test_a_figure_of_the_readme_that_was_changed_is_found(name):
+    figure = readme.sections()[name].splitlines()[-1].split("|")[-2]  # in the last row
+    assert f"|{figure}|" in README
+    changed = README.replace(f"|{figure}|", "| 0.01 |")
     assert readme.updated(changed) == README
 
 
@@ -188,17 +189,26 @@ def png_texts(path: Path) -> dict[str, str]:
     return texts
 
 
-def test_the_picture_was_drawn_from_the_committed_results():
-    assert png_texts(readme.PICTURE)["Description"] == readme.digests()
-    assert str(readme.PICTURE.relative_to(readme.REPOSITORY)) in README
+PICTURES = {"PICTURE": readme.PICTURED, "PRECISION_PICTURE": (readme.PRECISION,)}
 
 
-def test_the_command_writes_readme_and_picture(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(("picture", "source"), PICTURES.items())
+def test_pictures_were_drawn_from_the_committed_results(picture, source):
+    path = getattr(readme, picture)
+    assert png_texts(path)["Description"] == readme.digest_of(*source)
+    pages = [readme.REPOSITORY / "README.md", *(readme.REPOSITORY / "docs").glob("*.md")]
+    assert any(str(path.relative_to(readme.REPOSITORY)) in page.read_text() for page in pages)
+
+
+def test_the_command_writes_readme_and_pictures(monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    (tmp_path / "README.md").write_text(README.replace("| 0.41 |", "| 0.4 |"))
+    figure = readme.sections()["precision"].splitlines()[-1].split("|")[-2]
+    (tmp_path / "README.md").write_text(README.replace(f"|{figure}|", "| 0.01 |"))
     monkeypatch.setattr(readme, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(readme, "PICTURE", tmp_path / "picture.png")
+    for picture in PICTURES:
+        monkeypatch.setattr(readme, picture, tmp_path / f"{picture}.png")
     readme.main()
     assert (tmp_path / "README.md").read_text() == README
-    assert png_texts(tmp_path / "picture.png")["Description"] == readme.digests()
-    assert capsys.readouterr().out == "README.md\npicture.png\n"
+    for picture, source in PICTURES.items():
+        assert png_texts(tmp_path / f"{picture}.png")["Description"] == readme.digest_of(*source)
+    assert capsys.readouterr().out == "README.md\nPICTURE.png\nPRECISION_PICTURE.png\n"
