@@ -95,7 +95,9 @@ def _judged(
     fault = _malformed(inputs, grads, grads64)
     if fault:
         return finding(check, case, place, float("inf"), 0, fault)
-    precision = precision_of_gradients(case.problem, device_limits(place.ordinal)) if place.is_gpu else "highest"
+    precision = (
+        precision_of_gradients(case.problem, case.wanted, device_limits(place.ordinal)) if place.is_gpu else "highest"
+    )
     agreements = {
         name: _compare(case, name, grad, getattr(grads64, name), clean, precision)
         for name, grad in grads._asdict().items()

@@ -18,6 +18,7 @@ from fftconv_cupy.benchmarks.depthwise import DepthwiseJob
 from fftconv_cupy.benchmarks.places import Place
 from fftconv_cupy.benchmarks.problems import Case, gradient_transform, planned
 from fftconv_cupy.benchmarks.ranges import RANGES
+from fftconv_cupy.mma_blocks import GRADIENT_POINTS
 from fftconv_cupy.plan import transform_of
 from fftconv_cupy.plans import AnyPlan, precision_of_call, precision_of_gradients
 from fftconv_cupy.problem import MODES, PRECISIONS
@@ -46,12 +47,16 @@ class Job:
 
     def with_precision(self, precision: str) -> Job:
         """Return the same check with another precision."""
-        return replace(self, case=replace(self.case, precision=precision))
+        case = replace(self.case, precision=precision)
+        if self.is_of_gradients and precision != "highest":
+            case = _without_skip(case)
+        return replace(self, case=case)
 
     def runs_with(self, limits: ArchLimits) -> str:
         """Return the precision with which a GPU computes what is checked."""
-        precision = precision_of_gradients if self.is_of_gradients else precision_of_call
-        return precision(self.case.problem, limits)
+        if self.is_of_gradients:
+            return precision_of_gradients(self.case.problem, self.case.wanted, limits)
+        return precision_of_call(self.case.problem, limits)
 
     def plan(self, limits: ArchLimits) -> AnyPlan | None:
         """Return how a GPU computes what is checked; None: it cannot."""
@@ -94,7 +99,9 @@ def jobs_for(
     jobs += [Job(checks.repeats, case) for case in cases[:: _EVERY[level]]]
     in_float32 = [case for case in cases if case.precision == "highest" and case.range is None]
     with_gradients = _gradient_cases(level, in_float32, limits)
-    with_gradients += _tensor_core_gradients(cases, limits)
+    with_gradients += _tensor_core_gradients(
+        [*cases, *(case for case in _whole_rows(dtypes) if case.precision in precisions)], limits
+    )
     jobs += [Job(gradient_checks.gradients, case) for case in with_gradients]
     jobs += [Job(gradient_checks.gradient_repeats, case) for case in with_gradients[:: _EVERY[level]]]
     if "highest" in precisions:
@@ -174,14 +181,28 @@ def _gradient_cases(level: str, cases: Iterable[Case], limits: ArchLimits) -> li
 
 
 def _tensor_core_gradients(cases: Iterable[Case], limits: ArchLimits) -> list[Case]:
-    """Return the cases whose gradients are computed on tensor cores, and keep the bounds of noise."""
-    with_taps = [replace(case, prepared=False) for case in cases if case.precision != "highest"]
+    """Return the cases whose gradients but that of skip are computed on tensor cores, and keep the bounds of noise."""
+    with_taps = [_without_skip(replace(case, prepared=False)) for case in cases if case.precision != "highest"]
     return [
         case
         for case in with_taps
-        if precision_of_gradients(case.problem, limits) == case.precision
+        if case.wrt
+        and precision_of_gradients(case.problem, case.wanted, limits) == case.precision
         and (case.range is None or not RANGES[case.range].is_one_wave)
     ]
+
+
+def _whole_rows(dtypes: Iterable[str]) -> Iterator[Case]:
+    """Yield a case of each size and dtype of gradients on tensor cores."""
+    for dtype, sizes in GRADIENT_POINTS.items():
+        if dtype in dtypes:
+            for points in sizes:
+                yield Case("causal", dtype, points, points, 5, 3, in_gate=True, out_gate=True, precision="medium")
+
+
+def _without_skip(case: Case) -> Case:
+    """Return a case that does not ask for the gradient of skip, with which all are computed in float32."""
+    return replace(case, wrt=tuple(name for name in case.wrt or case.given if name != "skip"))
 
 
 def _with_taps(case: Case) -> Case:

@@ -28,7 +28,7 @@ from fftconv_cupy.plan import (
     problem_line,
     transform_of,
 )
-from fftconv_cupy.problem import Problem
+from fftconv_cupy.problem import Problem, Wanted
 from fftconv_cupy.source import KernelSpec
 
 WIDE_POINTS = 8  # rows of a multiple of them can start at multiples of 16 bytes
@@ -119,8 +119,13 @@ def mma_configs(problem: Problem, limits: ArchLimits) -> tuple[MmaConfig, BlockC
     return configs if configs and configs[0].points in FASTER_POINTS[problem.dtype, extras_of(problem)] else None
 
 
-def mma_gradient_configs(problem: Problem, limits: ArchLimits) -> tuple[MmaConfig, BlockConfig] | None:
-    """Return the same for the gradients of a problem, which are never those of pairs of rows."""
+def mma_gradient_configs(problem: Problem, wanted: Wanted, limits: ArchLimits) -> tuple[MmaConfig, BlockConfig] | None:
+    """Return the same for gradients of a problem, which are never those of pairs of rows.
+
+    The gradient of skip is one number a channel, which may cancel to any size: with it, they are left to float32.
+    """
+    if wanted.skip:
+        return None
     _, least = transform_of(problem, can_pair=False)
     configs = _configs(problem, least, limits) if problem.precision == "medium" else None
     if configs is None or configs[0].points not in GRADIENT_POINTS[problem.dtype]:

@@ -109,7 +109,7 @@ def make_row_vjp_plan(
     Raises:
         UnsupportedProblemError: see `vjp_plan.make_vjp_plan`.
     """
-    configs = None if is_prepared else mma_gradient_configs(problem, limits)
+    configs = None if is_prepared else mma_gradient_configs(problem, wanted, limits)
     if configs is None:
         return make_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_prepared=is_prepared)
     return _make_plan(problem, wanted, limits, *configs, is_wide=is_wide)

@@ -24,10 +24,10 @@ def precision_of_call(problem: Problem, limits: ArchLimits) -> str:
     return "highest" if is_cut else precision_of(problem, limits)
 
 
-def precision_of_gradients(problem: Problem, limits: ArchLimits) -> str:
-    """Return the precision with which a GPU computes the gradients of a problem, from taps."""
+def precision_of_gradients(problem: Problem, wanted: Wanted, limits: ArchLimits) -> str:
+    """Return the precision with which a GPU computes gradients of a problem, from taps."""
     is_cut = problem.initial_state or cut_of(problem, limits) is not None
-    return "highest" if is_cut or mma_gradient_configs(problem, limits) is None else "medium"
+    return "highest" if is_cut or mma_gradient_configs(problem, wanted, limits) is None else "medium"
 
 
 def plan_call(

@@ -80,7 +80,7 @@ def test_rows_are_brought_into_l2(points: int, dtype: str, changes: dict[str, An
 
 @pytest.mark.parametrize(("points", "seqlen"), [(2048, 2048), (4096, 4000)])
 def test_the_rows_of_the_next_step_are_brought_into_l2_on_tensor_cores(points: int, seqlen: int) -> None:
-    case = case_of(points, "float16", batch=9, channels=1, seqlen=seqlen, precision="medium")
+    case = case_of(points, "float16", batch=9, channels=1, seqlen=seqlen, skip_dtype=None, precision="medium")
     found, made = lines_of(case)
     assert isinstance(made, MmaVjpPlan)
     step_rows = made.tensor.rows // made.variant.sides
