@@ -142,7 +142,11 @@ def precision_line(problem: Problem, intermediate: str | None = None) -> str:
         intermediate: dtype of what lies between its passes; None where nothing does.
     """
     asked = problem.precision
-    why = f"; {asked!r} would do, but tensor cores would be no faster" if asked in ("high", "medium") else ""
+    why = (
+        f"; {asked!r} would do, but tensor cores would be no faster, or not exact enough"
+        if asked in ("high", "medium")
+        else ""
+    )
     return f"  precision       highest: float32 arithmetic{why}{intermediate_note(problem, intermediate)}"
 
 
