@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,7 +44,9 @@ MAX_SPILL_BYTES_OF = {
     "depthwise_bwd": 384,
     "fftconv_mma_bwd": 1024,
 }
-BLOCK_ENTRIES = ("fftconv_fwd", "fftconv_filter")
+# These follow from other values of a kernel: that each occurs says nothing new.
+DERIVED = ("FFTCONV_SHARED_BYTES", "FFTCONV_STASH_QUADS")
+PAIRED_ENTRY = "fftconv_fwd"
 REGISTERS_PER_MULTIPROCESSOR = 65536
 MAX_REGISTERS_PER_THREAD = 255
 REGISTER_GRANULE = 8  # registers are given to a warp in units of 256
@@ -61,10 +64,8 @@ class Job:
     @property
     def axes(self) -> dict[str, str]:
         """The values whose pairs the sample must meet."""
-        defines = dict(self.spec.defines)
-        if not self.spec.fft_size:  # of the depthwise kernels it follows from the others, by the hundred
-            defines.pop("FFTCONV_SHARED_BYTES", None)
-        return {"arch": self.arch, "entry": self.spec.entry, "fft_size": str(self.spec.fft_size), **defines}
+        free = {name: value for name, value in self.spec.defines if name not in DERIVED}
+        return {"arch": self.arch, "entry": self.spec.entry, "fft_size": str(self.spec.fft_size), **free}
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,11 @@ def jobs_of(archs: tuple[str, ...], fft_sizes: tuple[int, ...], sample: str) -> 
         return jobs
     if sample == "pairwise":
         return _cover(jobs, together=2)
-    blocks = [job for job in jobs if job.spec.entry in BLOCK_ENTRIES]
-    found = _cover(blocks, together=2)
-    for entry in dict.fromkeys(job.spec.entry for job in jobs if job.spec.entry not in BLOCK_ENTRIES):
-        found += _cover([job for job in jobs if job.spec.entry == entry], together=1)
-    return found
+    by_entry = defaultdict(list)
+    for job in jobs:
+        by_entry[job.spec.entry].append(job)
+    covers = (_cover(those, together=2 if entry == PAIRED_ENTRY else 1) for entry, those in by_entry.items())
+    return [job for cover in covers for job in cover]
 
 
 def _cover(jobs: list[Job], *, together: int) -> list[Job]:
