@@ -115,7 +115,7 @@ class Call:
         wants_state: whether that of the initial state is among them.
         state_shape: of a state, with as many axes as u.
         is_checked: the GPU is known to be able to compute it; set by the first call.
-        rows: where the rows of the arrays lie (see `launch.Rows`); set by the first call.
+        rows: where the rows of the arrays lie (see `launch.Rows`, `vjp_calls.VjpRows`); set by the first call.
         run: what computes it on the GPU; set by the first call.
     """
 

@@ -183,10 +183,10 @@ def vjp_on_gpu(call: Call, arguments: VjpArguments, handle: int | None) -> Gradi
     if problem.batch:
         if call.copied:
             _copy_gapped(call, a, stream)
-        known = {}
+        known: dict[str, Any] = {"rows": call.rows}
         if problem.initial_state:
             known["states"] = States(a.initial_state, a.d_final_state, None if state is None else state[1])
-        call.run(problem, wanted, a.dy, a.u, a.k, a.in_gate, a.out_gate, a.skip, views, stream, **known)
+        call.rows = call.run(problem, wanted, a.dy, a.u, a.k, a.in_gate, a.out_gate, a.skip, views, stream, **known)
     else:
         for view in views:
             if view is not None:

@@ -93,9 +93,9 @@ def check_vjp(problem: Problem, wanted: Wanted, device: int) -> None:
     _vjp_module(problem, device_limits(device)).check_vjp(problem, wanted, device)
 
 
-def vjp_runner(problem: Problem, device: int) -> Callable[..., None]:
+def vjp_runner(problem: Problem, device: int) -> Callable[..., Any]:
     """Return the `run_vjp` of the module that computes gradients of a problem on a device."""
-    run: Callable[..., None] = _vjp_module(problem, device_limits(device)).run_vjp
+    run: Callable[..., Any] = _vjp_module(problem, device_limits(device)).run_vjp
     return run
 
 

@@ -20,7 +20,7 @@ from fftconv_cupy.devices import device_limits
 from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.launchers import Kernels, Launchers
 from fftconv_cupy.mma_plan import MmaPlan
-from fftconv_cupy.params import FilterParams, FwdParams, Lags, Slot, packer
+from fftconv_cupy.params import FilterParams, FwdParams, Lags, Slot
 from fftconv_cupy.plan import FilterLags, Plan, block_config, make_plan
 from fftconv_cupy.problem import ITEM_BYTES, Problem
 from fftconv_cupy.remembered import Made
@@ -104,7 +104,7 @@ class FilterStep(NamedTuple):
         arguments, strides = _filter, k.strides
         stride = strides[0] if len(strides) == 2 else 0
         address = k.ptr + self.first * stride
-        _pack_filter(arguments.params, 0, address, spectrum, self.twiddles, stride, *self.constants)
+        arguments.fill(address, spectrum, self.twiddles, stride, *self.constants)
         self.kernel.launch(self.grid, self.threads, arguments.params, stream, arguments.address)
 
 
@@ -124,8 +124,6 @@ class _Step:
 
 
 _forward, _filter = Slot(FwdParams), Slot(FilterParams)
-_pack_forward = packer(FwdParams).pack_into
-_pack_filter = packer(FilterParams).pack_into
 
 
 def check(problem: Problem, device: int) -> None:
@@ -202,7 +200,7 @@ def run(
             is_early = launcher.can_start_early
         u_at, in_at, out_at, y_at, skip_at = step.offsets
         addresses = (u_ptr + u_at, in_ptr + in_at, out_ptr + out_at, y_ptr + y_at, spectrum, twiddles)
-        _pack_forward(arguments.params, 0, *addresses, skip_ptr and skip_ptr + skip_at, *step.constants)
+        arguments.fill(*addresses, skip_ptr and skip_ptr + skip_at, *step.constants)
         # Started while the filter's kernel runs, it waits for the spectrum itself.
         launcher.forward.launch(launcher.grid, launcher.threads, arguments.params, stream, arguments.address, is_early)
         is_early = False

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
-from fftconv_cupy import arrays, launch_long
+from fftconv_cupy import launch_long
 from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.arrays import ArrayView
 from fftconv_cupy.cluster_plan import filter_problem, is_even
@@ -17,9 +18,10 @@ from fftconv_cupy.cluster_vjp_plan import ClusterVjpPlan, make_cluster_vjp_plan
 from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.launch import device_table
 from fftconv_cupy.launch_long_vjp import check_vjp, launch_sums_back
-from fftconv_cupy.launch_vjp import Launcher, VjpCall, addresses_of, finish_sums, groups_of, launch_backward
+from fftconv_cupy.launch_vjp import Call, Launcher, Rows, finish_shared_sum, finish_sums, launch_backward, steps_of
 from fftconv_cupy.launchers import Kernels, Launchers
 from fftconv_cupy.problem import Gradients, Problem, Wanted
+from fftconv_cupy.vjp_calls import VjpKey, arrays_of_rows, begin, keys_of
 
 __all__ = ["check_vjp", "run_vjp", "warm_vjp"]
 
@@ -44,58 +46,51 @@ def run_vjp(
     grads: Gradients,
     stream: int,
     workspace: ArrayView | None = None,
-) -> None:
+    rows: Rows | None = None,
+) -> Rows:
     """Compute the wanted gradients on the GPU of `u`, asynchronously on `stream`.
 
-    Arguments and errors are those of `launch_vjp.run_vjp`; the problem has a `gradient_cluster`.
+    Arguments, result and errors are those of `launch_vjp.run_vjp`; the problem has a `gradient_cluster`.
     """
-    pointers, strides, bits = addresses_of(problem, dy, u, in_gate, out_gate, grads)
-    is_vector = bits & 1 == 0
-    launcher = _launchers[u.device, (problem, wanted, is_vector, isinstance(filt, FilterSpectrum))]
-    made = launcher.plan
-    if workspace is None and made.workspace_bytes:
-        _, workspace = arrays.empty(u, (made.workspace_bytes // 4,), "float32", stream)
-    memory = 0 if workspace is None else workspace.ptr
-    spectrum = filt.ptr if isinstance(filt, FilterSpectrum) else memory + made.workspace.spectrum
-    call = VjpCall.of(pointers, strides, spectrum, skip, grads, memory, stream)
-    for first, channels, chunks in launcher.groups:
-        if made.needs_spectrum and isinstance(filt, ArrayView) and not (first and problem.shared_filter):
+    given = arrays_of_rows(dy, u, in_gate, out_gate, grads)
+    call = begin(_launchers, steps_of, problem, wanted, given, filt, skip, grads, stream, workspace, rows)
+    made = call.launcher.plan
+    for step in call.steps:
+        if made.needs_spectrum and isinstance(filt, ArrayView) and not (step.first and problem.shared_filter):
             launch_long.transform_filters(
-                filter_problem(problem, channels),
+                filter_problem(problem, step.channels),
                 filt,
-                first,
-                spectrum,
-                memory + made.workspace.nbytes,
+                step.first,
+                call.spectrum,
+                call.workspace + made.workspace.nbytes,
                 is_vector=is_even(problem),
                 stream=stream,
             )
-        launch_backward(launcher, call, first, channels, chunks)
-        finish_sums(launcher, call, first, channels, chunks, _launch_back)
-    if problem.shared_filter and wanted.k:
-        _launch_back(launcher, call, made.workspace.total, 1, 1, call.dk, 0, 1)
+        launch_backward(call, step)
+        finish_sums(call, step, _launch_back)
+    finish_shared_sum(call, _launch_back)
+    return call.rows
 
 
 def warm_vjp(problem: Problem, wanted: Wanted, archs: Sequence[str] | None = None) -> list[str]:
     """Compile what a problem that has a `gradient_cluster` on each of `archs` needs; see `launch_vjp.warm_vjp`."""
-    return _launchers.warm([(problem, wanted, is_vector, False) for is_vector in (True, False)], archs)
+    return _launchers.warm(keys_of(problem, wanted), archs)
 
 
-def _plan(key: tuple[Problem, Wanted, bool, bool], limits: ArchLimits) -> ClusterVjpPlan:
-    problem, wanted, is_vector, is_prepared = key
-    return make_cluster_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_prepared=is_prepared)
+def _plan(key: VjpKey, limits: ArchLimits) -> ClusterVjpPlan:
+    return make_cluster_vjp_plan(key.problem, key.wanted, limits, is_vector=key.is_vector, is_prepared=key.is_prepared)
 
 
 def _load(made: ClusterVjpPlan, kernels: Kernels, device: int) -> _Launcher:
     return _Launcher(
         plan=made,
         backward=kernels[made.backward],
-        filter=kernels.get(made.filter),
+        filter=None,
         convert=None,
-        filter_backward=kernels.get(made.filter_backward),
+        filter_backward=None,
         reduce=kernels.get(made.reduce),
         twiddles=0,
         backward_twiddles=device_table(made.config, False, device),
-        groups=groups_of(made),
         device=device,
     )
 
@@ -104,16 +99,10 @@ _launchers = Launchers(_plan, _load)
 
 
 def _launch_back(
-    launcher: _Launcher,
-    call: VjpCall,
-    sums: int,
-    group_chunks: int,
-    group_channels: int,
-    dk: int,
-    d_skip: int,
-    channels: int,
+    call: Call, sums: int, group_chunks: int, group_channels: int, dk: int, d_skip: int, channels: int
 ) -> None:
     """Turn the sums at offset `sums` of the workspace into gradients; see `launch_vjp.launch_filter_backward`."""
+    launcher = cast(_Launcher, call.launcher)
     made = launcher.plan
     launch_sums_back(
         filter_problem(made.problem, channels),
@@ -123,7 +112,7 @@ def _launch_back(
         call.workspace + made.workspace.nbytes,
         dk,
         d_skip,
-        "float32" if call.skip_is_float else made.problem.dtype,
+        "float32" if call.rows.skip_is_float else made.problem.dtype,
         launcher.device,
         call.stream,
     )

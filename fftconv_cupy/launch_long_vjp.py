@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from fftconv_cupy import arrays, launch_long
+from fftconv_cupy import launch_long
 from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.arrays import ArrayView
 from fftconv_cupy.compile import LoadedKernel
 from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.launch import device_table, lags_of
 from fftconv_cupy.launch_long import STORAGE_TYPES, clear_counters, schedule_params, taps_of, tile_twiddles
-from fftconv_cupy.launch_vjp import addresses_of
 from fftconv_cupy.launchers import Kernels, Launchers
 from fftconv_cupy.long_params import LongBwdParams, Taps
 from fftconv_cupy.long_vjp_plan import LongVjpPlan, make_long_vjp_plan, make_sums_plan
 from fftconv_cupy.problem import Gradients, Problem, Wanted
+from fftconv_cupy.vjp_calls import VjpKey, VjpRows, arrays_of_rows, begin, keys_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,9 @@ class _Launcher:
     kernel: LoadedKernel
     row_twiddles: int
     tile_twiddles: int
+
+
+_Rows = VjpRows[_Launcher, Any]
 
 
 def check_vjp(problem: Problem, wanted: Wanted, device: int) -> None:
@@ -50,36 +54,34 @@ def run_vjp(
     grads: Gradients,
     stream: int,
     workspace: ArrayView | None = None,
-) -> None:
-    """Compute the wanted gradients of rows that do not fit a block; arguments are those of `launch_vjp.run_vjp`.
+    rows: _Rows | None = None,
+) -> _Rows:
+    """Compute the wanted gradients of rows that do not fit a block; see `launch_vjp.run_vjp` for arguments and result.
 
     Raises:
         UnsupportedProblemError: see `plan.check_sizes`.
         CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
     """
-    pointers, strides, bits = addresses_of(problem, dy, u, in_gate, out_gate, grads)
-    is_vector = bits & 1 == 0
-    launcher = _launchers[u.device, (problem, wanted, is_vector, isinstance(filt, FilterSpectrum))]
-    made = launcher.plan
-    if workspace is None:
-        _, workspace = arrays.empty(u, (made.workspace_bytes // 4,), "float32", stream)
-    parts, memory = made.workspace, workspace.ptr
-    skip_is_float = skip is None or skip.dtype == "float32"
+    given = arrays_of_rows(dy, u, in_gate, out_gate, grads)
+    call = begin(_launchers, _strides_of, problem, wanted, given, filt, skip, grads, stream, workspace, rows)
+    launcher, memory = call.launcher, call.workspace
+    made, skip_is_float = launcher.plan, call.rows.skip_is_float
+    parts = made.workspace
     params = LongBwdParams(
-        *pointers,
-        0 if skip is None else skip.ptr,
-        0 if grads.k is None else grads.k.ptr,
-        0 if grads.skip is None else grads.skip.ptr,
+        *call.pointers,
+        call.skip,
+        call.dk,
+        call.d_skip,
         launcher.row_twiddles,
         launcher.tile_twiddles,
         memory + parts.points,
         memory + parts.scales,
         memory + parts.stash,
-        filt.ptr if isinstance(filt, FilterSpectrum) else memory + parts.spectrum,
+        call.spectrum,
         memory + parts.sums,
         memory + parts.total,
         memory + parts.counters,
-        type(LongBwdParams().strides)(*strides),
+        call.steps,
         taps_of(problem, filt, made.lags),
         schedule_params(made.schedule),
         problem.seqlen,
@@ -92,6 +94,12 @@ def run_vjp(
     )
     clear_counters(memory + parts.counters, parts.nbytes - parts.counters, stream)
     launcher.kernel.launch((made.blocks, 1, 1), made.config.threads, params, stream)
+    return call.rows
+
+
+def _strides_of(_: _Launcher, rows: _Rows) -> Any:
+    """Return the strides of rows as the kernel takes them."""
+    return type(LongBwdParams().strides)(*rows.strides)
 
 
 def launch_sums_back(
@@ -140,13 +148,12 @@ def launch_sums_back(
 def warm_vjp(problem: Problem, wanted: Wanted, archs: Sequence[str] | None = None) -> list[str]:
     """Compile what gradients of rows that fit a block on none of `archs` need; see `launch_vjp.warm_vjp`."""
     prepared = (False,) if wanted.k else (False, True)
-    keys = [(problem, wanted, is_vector, is_prepared) for is_vector in (True, False) for is_prepared in prepared]
+    keys = [key for is_prepared in prepared for key in keys_of(problem, wanted, is_prepared=is_prepared)]
     return _launchers.warm(keys, archs)
 
 
-def _plan(key: tuple[Problem, Wanted, bool, bool], limits: ArchLimits) -> LongVjpPlan:
-    problem, wanted, is_vector, is_prepared = key
-    return make_long_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_prepared=is_prepared)
+def _plan(key: VjpKey, limits: ArchLimits) -> LongVjpPlan:
+    return make_long_vjp_plan(key.problem, key.wanted, limits, is_vector=key.is_vector, is_prepared=key.is_prepared)
 
 
 def _load(made: LongVjpPlan, kernels: Kernels, device: int) -> _Launcher:

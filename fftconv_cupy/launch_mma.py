@@ -19,7 +19,7 @@ from fftconv_cupy.mma_blocks import CONVERT_THREADS, MmaConfig
 from fftconv_cupy.mma_params import MmaFilterParams
 from fftconv_cupy.mma_plan import MmaPlan, make_mma_plan
 from fftconv_cupy.mma_tables import mma_table
-from fftconv_cupy.params import FwdParams, Slot, packer
+from fftconv_cupy.params import FwdParams, Slot
 from fftconv_cupy.plan import check_sizes
 from fftconv_cupy.problem import ITEM_BYTES, Problem
 from fftconv_cupy.remembered import Made
@@ -46,7 +46,6 @@ class _Launcher:
 
 
 _arguments = Slot(FwdParams)
-_pack = packer(FwdParams).pack_into
 
 
 def check(problem: Problem, device: int) -> None:
@@ -183,9 +182,7 @@ def _launch_forward(
         pointer and pointer + first * stride * item
         for pointer, stride in zip(pointers, rows.strides[1::2], strict=True)
     )
-    _pack(
-        arguments.params,
-        0,
+    arguments.fill(
         # A gate that is absent has an address that can be read.
         *(u, in_gate or u, out_gate or launcher.table, y),
         *(spectrum, launcher.table),

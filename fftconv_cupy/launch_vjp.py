@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from fftconv_cupy import arrays
 from fftconv_cupy.archs import ArchLimits
 from fftconv_cupy.arrays import ArrayView
-from fftconv_cupy.blocks import CUDA_TYPES, REDUCE_COLUMNS, REDUCE_THREADS
+from fftconv_cupy.blocks import COMPLEX_BYTES, CUDA_TYPES, REDUCE_COLUMNS, REDUCE_THREADS
 from fftconv_cupy.chunks import Chunks
 from fftconv_cupy.compile import LoadedKernel
 from fftconv_cupy.dependencies import import_nvrtc
 from fftconv_cupy.devices import device_limits
 from fftconv_cupy.filters import FilterSpectrum
-from fftconv_cupy.launch import device_table, launch_filter, row_strides
+from fftconv_cupy.launch import FilterStep, device_table
 from fftconv_cupy.launch_mma import launch_convert, mma_device_table
 from fftconv_cupy.launchers import Kernels, Launchers
 from fftconv_cupy.mma_vjp_plan import MmaVjpPlan, make_row_vjp_plan
-from fftconv_cupy.params import BwdParams, FilterBwdParams, ReduceParams, Slot, packer
+from fftconv_cupy.params import BwdParams, FilterBwdParams, ReduceParams, Slot
 from fftconv_cupy.plan import GRID_YZ, block_config
 from fftconv_cupy.problem import ITEM_BYTES, Gradients, Problem, Wanted
+from fftconv_cupy.vjp_calls import VjpCall, VjpKey, VjpRows, arrays_of_rows, begin, keys_of
 from fftconv_cupy.vjp_plan import VjpPlan
 
 _STORAGE_TYPES = {dtype: index for index, dtype in enumerate(CUDA_TYPES)}  # of kernels/fftconv_filter_bwd.cu
@@ -28,11 +29,7 @@ _STORAGE_TYPES = {dtype: index for index, dtype in enumerate(CUDA_TYPES)}  # of 
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """A plan with its kernels loaded on a device; those that it does not launch are None.
-
-    Attributes:
-        groups: first channel and number of channels of each group, and its chunks.
-    """
+    """A plan with its kernels loaded on a device; those that it does not launch are None."""
 
     plan: VjpPlan
     backward: LoadedKernel
@@ -42,76 +39,37 @@ class Launcher:
     reduce: LoadedKernel | None
     twiddles: int
     backward_twiddles: int
-    groups: tuple[tuple[int, int, Chunks], ...]
 
 
-_backward, _filter_backward = Slot(BwdParams), Slot(FilterBwdParams)
-_pack_backward, _pack_filter_backward = packer(BwdParams).pack_into, packer(FilterBwdParams).pack_into
+class Step(NamedTuple):
+    """The launches for a group of channels, but for the addresses of the arrays.
 
+    Attributes:
+        first: channel of the group.
+        channels: of the group.
+        chunks: how its rows are dealt out.
+        filter: the launch of the filter's transform, or None.
+        offsets: from the addresses of the arrays of rows, and of states, to the first channel, in bytes.
+        spectrum: from that of the filter's spectrum to where the fused kernel reads it.
+        skip: from that of skip.
+        constants: the arguments of the fused kernel that follow the addresses, in their order.
+        blocks: of the fused kernel.
+    """
 
-@dataclass(slots=True)
-class VjpCall:
-    """The addresses of one call: of u, in_gate, out_gate, dy and the gradients of the first three, and the rest."""
-
-    pointers: list[int]
-    strides: list[int]
+    first: int
+    channels: int
+    chunks: Chunks
+    filter: FilterStep | None
+    offsets: tuple[int, ...]
     spectrum: int
     skip: int
-    skip_is_float: bool
-    dk: int
-    d_skip: int
-    workspace: int
-    stream: int
-
-    @classmethod
-    def of(
-        cls,
-        pointers: list[int],
-        strides: list[int],
-        spectrum: int,
-        skip: ArrayView | None,
-        grads: Gradients,
-        workspace: int,
-        stream: int,
-    ) -> VjpCall:
-        """Return a call with the addresses of `addresses_of`, of a spectrum, a skip and a workspace."""
-        return cls(
-            pointers,
-            strides,
-            spectrum,
-            0 if skip is None else skip.ptr,
-            skip is None or skip.dtype == "float32",
-            0 if grads.k is None else grads.k.ptr,
-            0 if grads.skip is None else grads.skip.ptr,
-            workspace,
-            stream,
-        )
+    constants: tuple[float, ...]
+    blocks: int
 
 
-def addresses_of(
-    problem: Problem,
-    dy: ArrayView,
-    u: ArrayView,
-    in_gate: ArrayView | None,
-    out_gate: ArrayView | None,
-    grads: Gradients,
-) -> tuple[list[int], list[int], int]:
-    """Return addresses and strides of the arrays of rows as the kernels take them, and their bits: all or'ed."""
-    item = ITEM_BYTES[problem.dtype]
-    bits = problem.seqlen | problem.out_len
-    pointers: list[int] = []
-    strides: list[int] = []
-    # A gate that is absent has an address that can be read.
-    for array in (u, in_gate or u, out_gate or dy, dy, grads.u, grads.in_gate, grads.out_gate):
-        if array is None:
-            pointers.append(0)
-            strides += (0, 0)
-        else:
-            batch_stride, channel_stride = row_strides(array)
-            pointers.append(array.ptr)
-            strides += (batch_stride, channel_stride)
-            bits |= array.ptr // item | batch_stride | channel_stride
-    return pointers, strides, bits
+Call = VjpCall[Launcher, tuple[Step, ...]]
+Rows = VjpRows[Launcher, tuple[Step, ...]]
+_backward, _filter_backward = Slot(BwdParams), Slot(FilterBwdParams)
 
 
 def check_vjp(problem: Problem, wanted: Wanted, device: int) -> None:
@@ -143,7 +101,8 @@ def run_vjp(
     grads: Gradients,
     stream: int,
     workspace: ArrayView | None = None,
-) -> None:
+    rows: Rows | None = None,
+) -> Rows:
     """Compute the wanted gradients on the GPU of `u`, asynchronously on `stream`.
 
     Args:
@@ -158,27 +117,24 @@ def run_vjp(
         grads: views of the arrays to fill, contiguous, of the shapes and dtypes of their arguments; None for the rest.
         stream: handle of a stream of that GPU.
         workspace: as many bytes as the plan says, or more; None allocates it.
+        rows: what a call of the same signature has returned; None finds it out.
+
+    Returns:
+        What such calls have in common.
 
     Raises:
         UnsupportedProblemError: the transform does not fit one block of this GPU.
         CompileError, MissingDependencyError: a kernel had to be compiled and could not be.
     """
-    pointers, strides, bits = addresses_of(problem, dy, u, in_gate, out_gate, grads)
-    launcher = _launchers[u.device, (problem, wanted, bits & 1 == 0, bits & 7 == 0, isinstance(filt, FilterSpectrum))]
-    made = launcher.plan
-    if workspace is None and made.workspace_bytes:
-        _, workspace = arrays.empty(u, (made.workspace_bytes // 4,), "float32", stream)
-    memory = 0 if workspace is None else workspace.ptr
-    made_at = memory + made.workspace.spectrum + made.converted_offset
-    spectrum = filt.ptr if isinstance(filt, FilterSpectrum) else made_at
-    call = VjpCall.of(pointers, strides, spectrum, skip, grads, memory, stream)
-    for first, channels, chunks in launcher.groups:
-        if isinstance(filt, ArrayView) and not (first and problem.shared_filter):
-            _make_spectrum(launcher, call, filt, first, channels)
-        launch_backward(launcher, call, first, channels, chunks)
-        finish_sums(launcher, call, first, channels, chunks)
-    if problem.shared_filter and wanted.k:
-        launch_filter_backward(launcher, call, made.workspace.total, 1, 1, call.dk, 0, 1)
+    given = arrays_of_rows(dy, u, in_gate, out_gate, grads)
+    call = begin(_launchers, steps_of, problem, wanted, given, filt, skip, grads, stream, workspace, rows)
+    for step in call.steps:
+        if isinstance(filt, ArrayView) and step.filter is not None:
+            _make_spectrum(call, step, filt)
+        launch_backward(call, step)
+        finish_sums(call, step)
+    finish_shared_sum(call)
+    return call.rows
 
 
 def warm_vjp(problem: Problem, wanted: Wanted, archs: Sequence[str] | None = None) -> list[str]:
@@ -192,13 +148,18 @@ def warm_vjp(problem: Problem, wanted: Wanted, archs: Sequence[str] | None = Non
     Returns:
         A line for each kernel, see `launchers.describe`.
     """
-    alignments = ((True, True), (True, False), (False, False))
-    return _launchers.warm([(problem, wanted, *alignment, False) for alignment in alignments], archs)
+    return _launchers.warm(keys_of(problem, wanted), archs)
 
 
-def _plan(key: tuple[Problem, Wanted, bool, bool, bool], limits: ArchLimits) -> VjpPlan:
-    problem, wanted, is_vector, is_wide, is_prepared = key
-    return make_row_vjp_plan(problem, wanted, limits, is_vector=is_vector, is_wide=is_wide, is_prepared=is_prepared)
+def _plan(key: VjpKey, limits: ArchLimits) -> VjpPlan:
+    return make_row_vjp_plan(
+        key.problem,
+        key.wanted,
+        limits,
+        is_vector=key.is_vector,
+        is_wide=key.is_wide,
+        is_prepared=key.is_prepared,
+    )
 
 
 def load(made: VjpPlan, kernels: Kernels, device: int) -> Launcher:
@@ -216,75 +177,85 @@ def load(made: VjpPlan, kernels: Kernels, device: int) -> Launcher:
         reduce=kernels.get(made.reduce),
         twiddles=device_table(made.config, False, device),
         backward_twiddles=table,
-        groups=groups_of(made),
     )
 
 
 _launchers = Launchers(_plan, load)
 
 
-def groups_of(made: VjpPlan) -> tuple[tuple[int, int, Chunks], ...]:
-    """Return first channel, number of channels and chunks of each group; the last may have fewer channels."""
-    groups = []
-    for first in range(0, made.problem.channels, made.channel_group):
-        channels = min(made.channel_group, made.problem.channels - first)
-        groups.append((first, channels, replace(made.chunks, groups=-(-channels // made.group_channels))))
-    return tuple(groups)
+def steps_of(
+    launcher: Launcher, rows: Rows, windows: tuple[int, ...] = (), state_items: tuple[int, ...] = ()
+) -> tuple[Step, ...]:
+    """Return what is launched for rows, a step for each group of channels; the last may have fewer of them.
 
-
-def _make_spectrum(launcher: Launcher, call: VjpCall, k: ArrayView, first: int, channels: int) -> None:
-    """Launch the filter's transform for some channels, where the call needs it."""
-    if launcher.filter is None:
-        return
-    made = launcher.plan
-    scratch = call.spectrum - made.converted_offset
-    launch_filter(launcher.filter, made, k, launcher.twiddles, scratch, first, channels, call.stream)
-    if launcher.convert is not None:
-        launch_convert(launcher.convert, made, scratch, call.spectrum, channels, call.stream)
-
-
-def launch_backward(launcher: Launcher, call: VjpCall, first: int, channels: int, chunks: Chunks) -> None:
-    """Launch the fused kernel on `channels` channels from `first` on."""
-    made = launcher.plan
+    `windows` are the arguments of a kernel that cuts rows, and `state_items` the bytes of elements of its states.
+    """
+    made, strides = launcher.plan, rows.strides
     problem, points = made.problem, made.config.points
-    item = ITEM_BYTES[problem.dtype]
-    pointers = [
-        pointer and pointer + first * stride * item
-        for pointer, stride in zip(call.pointers, call.strides[1::2], strict=True)
-    ]
-    is_shared = problem.shared_filter
-    spectrum_offset = first * points * 8 if made.is_prepared and not is_shared else 0
-    _pack_backward(
-        _backward.params,
-        0,
+    item, is_shared = ITEM_BYTES[problem.dtype], problem.shared_filter
+    items = (*(item,) * (len(strides) // 2 - len(state_items)), *state_items)
+    steps = []
+    for first in range(0, problem.channels, made.channel_group):
+        channels = min(made.channel_group, problem.channels - first)
+        chunks = replace(made.chunks, groups=-(-channels // made.group_channels))
+        constants = (
+            *strides,
+            0 if is_shared else made.spectrum_quads,
+            chunks.count,
+            *(chunks.group_steps, chunks.chunk_steps, chunks.group_chunks),
+            *(problem.batch, channels, problem.seqlen, problem.out_len),
+            *windows,
+            *(made.log2_batch_slots, problem.in_gate, problem.out_gate, int(rows.skip_is_float)),
+            1.0 / points,
+            0,
+        )
+        kernel = launcher.filter if first == 0 or not is_shared else None
+        own = first * points * COMPLEX_BYTES if made.is_prepared and not is_shared else 0
+        steps.append(
+            Step(
+                first,
+                channels,
+                chunks,
+                None if kernel is None else FilterStep.of(kernel, made, launcher.twiddles, first, channels),
+                tuple(first * stride * size for stride, size in zip(strides[1::2], items, strict=True)),
+                made.converted_offset + own,
+                first * (4 if rows.skip_is_float else item),
+                constants,
+                min(chunks.blocks, chunks.count) * made.backward_config.cluster_blocks,
+            )
+        )
+    return tuple(steps)
+
+
+def _make_spectrum(call: Call, step: Step, k: ArrayView) -> None:
+    """Launch the filter's transform for a group of channels."""
+    launcher = call.launcher
+    step.filter.launch(k, call.spectrum, call.stream)  # type: ignore[union-attr]
+    if launcher.convert is not None:
+        target = call.spectrum + step.spectrum
+        launch_convert(launcher.convert, launcher.plan, call.spectrum, target, step.channels, call.stream)
+
+
+def launch_backward(call: Call, step: Step, slot: Slot = _backward) -> None:
+    """Launch the fused kernel on a group of channels, its arguments in `slot`."""
+    launcher, made, workspace = call.launcher, call.launcher.plan, call.workspace
+    pointers = call.pointers
+    if step.first:
+        pointers = [pointer and pointer + offset for pointer, offset in zip(pointers, step.offsets, strict=True)]
+    slot.fill(
         *pointers,
-        call.spectrum + spectrum_offset,
+        call.spectrum + step.spectrum,
         launcher.backward_twiddles,
-        call.skip and call.skip + first * (4 if call.skip_is_float else item),
-        call.workspace + made.workspace.sums,
-        call.workspace + made.workspace.stash,
-        *call.strides,
-        0 if is_shared else made.spectrum_quads,
-        chunks.count,
-        *(chunks.group_steps, chunks.chunk_steps, chunks.group_chunks),
-        problem.batch,
-        channels,
-        problem.seqlen,
-        problem.out_len,
-        made.log2_batch_slots,
-        problem.in_gate,
-        problem.out_gate,
-        int(call.skip_is_float),
-        1.0 / points,
-        0,
+        call.skip and call.skip + step.skip,
+        workspace + made.workspace.sums,
+        workspace + made.workspace.stash,
+        *step.constants,
     )
-    blocks = min(chunks.blocks, chunks.count) * made.backward_config.cluster_blocks
-    launcher.backward.launch((blocks, 1, 1), made.backward_threads, _backward.params, call.stream, _backward.address)
+    launcher.backward.launch((step.blocks, 1, 1), made.backward_threads, slot.params, call.stream, slot.address)
 
 
 def _launch_reduce(
-    launcher: Launcher,
-    call: VjpCall,
+    call: Call,
     sums: int,
     out: int,
     group_chunks: int,
@@ -294,31 +265,22 @@ def _launch_reduce(
     is_added: bool = False,
 ) -> None:
     """Add up the sums at offset `sums` of the workspace into rows at offset `out`."""
-    quads = launcher.plan.config.points // 2
+    quads = call.launcher.plan.config.points // 2
     params = ReduceParams(
         call.workspace + sums, call.workspace + out, group_chunks, group_channels, channels, quads, int(is_added)
     )
     grid = (-(-quads // REDUCE_COLUMNS), min(channels, GRID_YZ), -(-channels // GRID_YZ))
-    launcher.reduce.launch(grid, REDUCE_THREADS, params, call.stream)  # type: ignore[union-attr]
+    call.launcher.reduce.launch(grid, REDUCE_THREADS, params, call.stream)  # type: ignore[union-attr]
 
 
 def launch_filter_backward(
-    launcher: Launcher,
-    call: VjpCall,
-    sums: int,
-    group_chunks: int,
-    group_channels: int,
-    dk: int,
-    d_skip: int,
-    channels: int,
+    call: Call, sums: int, group_chunks: int, group_channels: int, dk: int, d_skip: int, channels: int
 ) -> None:
     """Turn the sums at offset `sums` of the workspace into gradients of filters and skips, for `channels` rows."""
+    launcher, slot = call.launcher, _filter_backward
     made = launcher.plan
-    problem, config = made.problem, made.config
-    lags = made.lags
-    _pack_filter_backward(
-        _filter_backward.params,
-        0,
+    problem, config, lags = made.problem, made.config, made.lags
+    slot.fill(
         call.workspace + sums,
         dk,
         d_skip,
@@ -327,41 +289,40 @@ def launch_filter_backward(
         group_channels,
         channels,
         problem.filter_len,
-        _STORAGE_TYPES["float32" if call.skip_is_float else problem.dtype],
+        _STORAGE_TYPES["float32" if call.rows.skip_is_float else problem.dtype],
         *(lags.shift, lags.negative_shift, lags.period, lags.positive, lags.negative),
     )
-    grid, slot = (-(-channels // config.rows), 1, 1), _filter_backward
+    grid = (-(-channels // config.rows), 1, 1)
     launcher.filter_backward.launch(grid, config.threads, slot.params, call.stream, slot.address)  # type: ignore[union-attr]
 
 
-def finish_sums(
-    launcher: Launcher,
-    call: VjpCall,
-    first: int,
-    channels: int,
-    chunks: Chunks,
-    launch_back: Callable[..., None] = launch_filter_backward,
-) -> None:
-    """Turn what the blocks have summed of `channels` channels from `first` on into gradients of filters and skips.
+def finish_sums(call: Call, step: Step, launch_back: Callable[..., None] = launch_filter_backward) -> None:
+    """Turn what the blocks have summed of a group of channels into gradients of filters and skips.
 
     `launch_back` transforms sums back, in their place or not: its arguments are those of `launch_filter_backward`.
     """
-    made = launcher.plan
+    launcher, made, channels = call.launcher, call.launcher.plan, step.channels
     problem, wanted = made.problem, made.wanted
     if not made.variant.has_sum:
         return
-    sums, group_chunks, group_channels = made.workspace.sums, chunks.group_chunks, made.group_channels
+    sums, group_chunks, group_channels = made.workspace.sums, step.chunks.group_chunks, made.group_channels
     if launcher.reduce is not None:
-        _launch_reduce(launcher, call, sums, made.workspace.reduced, group_chunks, group_channels, channels)
+        _launch_reduce(call, sums, made.workspace.reduced, group_chunks, group_channels, channels)
         sums, group_chunks, group_channels = made.workspace.reduced, 1, 1
-    skip_item = 4 if call.skip_is_float else ITEM_BYTES[problem.dtype]
-    d_skip = call.d_skip and call.d_skip + first * skip_item
+    d_skip = call.d_skip and call.d_skip + step.skip
     if not problem.shared_filter:
-        dk = call.dk and call.dk + first * problem.filter_len * ITEM_BYTES[problem.filter_dtype]
-        launch_back(launcher, call, sums, group_chunks, group_channels, dk, d_skip, channels)
+        dk = call.dk and call.dk + step.first * problem.filter_len * ITEM_BYTES[problem.filter_dtype]
+        launch_back(call, sums, group_chunks, group_channels, dk, d_skip, channels)
         return
     if wanted.k:
         # The sums of the channels, as if they were chunks of one.
-        _launch_reduce(launcher, call, sums, made.workspace.total, channels, 1, 1, is_added=first > 0)
+        _launch_reduce(call, sums, made.workspace.total, channels, 1, 1, is_added=step.first > 0)
     if d_skip:
-        launch_back(launcher, call, sums, group_chunks, group_channels, 0, d_skip, channels)
+        launch_back(call, sums, group_chunks, group_channels, 0, d_skip, channels)
+
+
+def finish_shared_sum(call: Call, launch_back: Callable[..., None] = launch_filter_backward) -> None:
+    """Turn the sum over all channels into the gradient of a filter that they share, where it is wanted."""
+    made = call.launcher.plan
+    if made.problem.shared_filter and made.wanted.k:
+        launch_back(call, made.workspace.total, 1, 1, call.dk, 0, 1)

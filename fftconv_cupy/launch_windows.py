@@ -16,7 +16,7 @@ from fftconv_cupy.devices import device_limits
 from fftconv_cupy.filters import FilterSpectrum
 from fftconv_cupy.launch import Rows, device_table, launch_filter, row_strides, rows_of
 from fftconv_cupy.launchers import Kernels, Launchers, describe
-from fftconv_cupy.params import Slot, StateParams, WindowsParams, packer
+from fftconv_cupy.params import Slot, StateParams, WindowsParams
 from fftconv_cupy.problem import ITEM_BYTES, Problem
 from fftconv_cupy.remembered import Made
 from fftconv_cupy.window_plan import WindowPlan, checked_cut, make_window_plan
@@ -36,7 +36,6 @@ class _Launcher:
 
 
 _arguments = Slot(WindowsParams)
-_pack = packer(WindowsParams).pack_into
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +63,7 @@ class Bound:
             pointer and pointer + first * stride * item
             for pointer, stride in zip(self.pointers, strides[1::2], strict=True)
         )
-        _pack(
-            arguments.params,
-            0,
+        arguments.fill(
             # A gate that is absent has an address and strides that can be read: those of u, or of y.
             *(u, in_gate or u, out_gate or y, y),
             self.state and self.state + first * self.state_strides[1] * 4,

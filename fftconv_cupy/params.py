@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import struct
 import threading
 from typing import Any
@@ -260,12 +261,14 @@ class Slot(threading.local):
     Attributes:
         params: the structure.
         address: of a pointer to it.
+        fill: fills it, by the values that `packer` takes.
     """
 
     def __init__(self, structure: Any) -> None:
         self.params = structure()
         self._pointer = ctypes.c_void_p(ctypes.addressof(self.params))
         self.address = ctypes.addressof(self._pointer)
+        self.fill = functools.partial(packer(structure).pack_into, self.params, 0)
 
 
 def packer(structure: Any) -> struct.Struct:

@@ -78,8 +78,8 @@ MMA_MUTATIONS = (
     Mutation(
         "gradient: converted spectrum on tensor cores",
         "fftconv_cupy/launch_vjp.py",
-        "made_at = memory + made.workspace.spectrum + made.converted_offset",
-        "made_at = memory + made.workspace.spectrum",
+        "made.converted_offset + own,",
+        "own,",
         _test("rows_that_fill_a_transform[2048]"),
     ),
 )

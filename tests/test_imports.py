@@ -41,7 +41,7 @@ LAYERS = (
     ),
     ("vjp_plan", "cluster_plan", "long_vjp_plan"),
     ("launch", "window_vjp_plan", "mma_vjp_plan"),
-    ("launch_windows", "launch_long", "launch_mma", "launch_depthwise", "cluster_vjp_plan"),
+    ("launch_windows", "launch_long", "launch_mma", "launch_depthwise", "cluster_vjp_plan", "vjp_calls"),
     ("launch_vjp", "launch_cluster", "plans"),
     ("launch_long_vjp", "launch_windows_vjp"),
     ("launch_cluster_vjp",),

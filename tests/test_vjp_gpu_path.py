@@ -22,11 +22,16 @@ host_gpu = test_gpu_path.launcher
 class VjpLauncher(NumpyLauncher):
     """Computes gradients too at the addresses that `launch` would give to the kernels."""
 
+    def __init__(self):
+        super().__init__()
+        self.known = []
+
     def check_vjp(self, problem, wanted, device):
         self.checked.append((problem, wanted, device))
 
-    def run_vjp(self, problem, wanted, dy, u, filt, in_gate, out_gate, skip, grads, stream):
+    def run_vjp(self, problem, wanted, dy, u, filt, in_gate, out_gate, skip, grads, stream, **known):
         self.calls.append((problem, wanted, stream))
+        self.known.append(known["rows"])
         assert [grad is not None for grad in grads] == list(wanted)
         for seen in (dy, u, in_gate, out_gate, skip, filt, *grads):
             if seen is not None and not isinstance(seen, FilterSpectrum):
@@ -46,6 +51,7 @@ class VjpLauncher(NumpyLauncher):
                 )
             ),
         )
+        return wanted
 
     def vjp_runner(self, problem, device):
         return self.run_vjp
@@ -151,6 +157,14 @@ def test_the_gpu_is_asked_once_whether_it_can(rng, launcher, monkeypatch):
     for _ in range(2):
         with pytest.raises(UnsupportedProblemError):
             fftconv_vjp(**case, wrt="k")
+
+
+def test_what_a_call_found_out_serves_those_of_its_signature(rng, launcher):
+    case = converted("cupy", vjp_case(rng, (2, 3, 16), (3, 5), "causal", "float32"))
+    for wrt in (None, None, "u", "u", None):
+        fftconv_vjp(**case, wrt=wrt)
+    everything = Wanted(*(True,) * 5)
+    assert launcher.known == [None, everything, None, Wanted(u=True), everything]
 
 
 def test_the_stream_that_is_given_is_used(rng, launcher):

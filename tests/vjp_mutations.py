@@ -130,7 +130,7 @@ VJP_MUTATIONS = (
     Mutation(
         "gradient: skip of a channel group",
         "fftconv_cupy/launch_vjp.py",
-        "d_skip = call.d_skip and call.d_skip + first * skip_item",
+        "d_skip = call.d_skip and call.d_skip + step.skip",
         "d_skip = call.d_skip",
         ("tests/test_vjp_kernels.py::test_groups_of_channels[own]",),
     ),
