@@ -21,8 +21,8 @@ from fftconv_cupy.plan import (
     FilterLags,
     check_sizes,
     filter_lags,
+    gradients_line,
     precision_line,
-    problem_line,
     transform_of,
 )
 from fftconv_cupy.problem import Problem, Wanted
@@ -97,11 +97,10 @@ class LongVjpPlan:
     def __str__(self) -> str:
         """Return the plan in words, one fact a line."""
         config, schedule = self.config, self.schedule
-        wanted = ", ".join(f"d{name}" for name, is_wanted in self.wanted._asdict().items() if is_wanted)
         radices = " x ".join(str(1 << log2) for log2 in config.row.log2_radices)
         columns = " x ".join(str(1 << log2) for log2 in config.tile_log2_radices)
         lines = [
-            f"gradients {wanted} of {problem_line(self.problem, self.limits)}",
+            gradients_line(self.problem, self.wanted, self.limits),
             precision_line(self.problem, self.intermediate),
             f"  transforms      of {config.points} complex points = {config.rows} rows ({columns}) of "
             f"{config.row.points} ({radices}), linear",

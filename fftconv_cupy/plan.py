@@ -24,7 +24,7 @@ from fftconv_cupy.blocks import (
     forward_spec,
 )
 from fftconv_cupy.errors import UnsupportedProblemError, message
-from fftconv_cupy.problem import Problem
+from fftconv_cupy.problem import Problem, Wanted
 from fftconv_cupy.source import KernelSpec
 
 # A call takes at most 64 MiB above inputs and output; the twiddle tables, made once, have their share of it.
@@ -132,6 +132,12 @@ def problem_line(problem: Problem, limits: ArchLimits) -> str:
         f"k ({'' if problem.shared_filter else f'{problem.channels}, '}{problem.filter_len}) "
         f"{problem.filter_dtype}{', ' + ' + '.join(flags) if flags else ''} on {limits.arch}"
     )
+
+
+def gradients_line(problem: Problem, wanted: Wanted, limits: ArchLimits) -> str:
+    """Return which gradients are computed, and of what, as the first line of a plan."""
+    names = ", ".join(f"d{name}" for name, is_wanted in wanted._asdict().items() if is_wanted)
+    return f"gradients {names} of {problem_line(problem, limits)}"
 
 
 def precision_line(problem: Problem, intermediate: str | None = None) -> str:

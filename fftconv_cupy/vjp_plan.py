@@ -21,7 +21,7 @@ from fftconv_cupy.blocks import (
     stash_quads,
 )
 from fftconv_cupy.chunks import Blocks, Chunks, Workspace, channel_groups
-from fftconv_cupy.plan import FilterLags, block_config, extras_of, filter_lags, precision_line
+from fftconv_cupy.plan import FilterLags, block_config, extras_of, filter_lags, gradients_line, precision_line
 from fftconv_cupy.problem import Problem, Wanted
 from fftconv_cupy.source import KernelSpec
 
@@ -125,12 +125,8 @@ class VjpPlan:
 
     def __str__(self) -> str:
         """Return the plan in words, one fact a line."""
-        problem = self.problem
-        wanted = ", ".join(f"d{name}" for name, is_wanted in self.wanted._asdict().items() if is_wanted)
         lines = [
-            f"fftconv_vjp {problem.mode}: {wanted} of u ({problem.batch}, {problem.channels}, {problem.seqlen}) "
-            f"{problem.dtype}, k ({'' if problem.shared_filter else f'{problem.channels}, '}{problem.filter_len}) "
-            f"{problem.filter_dtype} on {self.limits.arch}",
+            gradients_line(self.problem, self.wanted, self.limits),
             *self._transform_lines(),
             f"  launches        {self.launches}{' (filter prepared)' if self.is_prepared else ''}",
             f"  workspace       {self.workspace_bytes} bytes, {self.channel_group} channel(s) a group",

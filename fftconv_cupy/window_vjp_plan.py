@@ -17,7 +17,7 @@ from fftconv_cupy.blocks import (
     windows_backward_spec,
 )
 from fftconv_cupy.chunks import channel_groups
-from fftconv_cupy.plan import precision_line, problem_line
+from fftconv_cupy.plan import gradients_line, precision_line
 from fftconv_cupy.problem import Problem, Wanted
 from fftconv_cupy.source import KernelSpec
 from fftconv_cupy.vjp_plan import VjpPlan, blocks_of, launches_of, stash_text, sum_text
@@ -56,10 +56,9 @@ class WindowVjpPlan:
 
     def __str__(self) -> str:
         """Return the plan in words, one fact a line."""
-        wanted = ", ".join(f"d{name}" for name, is_wanted in self.wanted._asdict().items() if is_wanted)
         limits = (self.backward or self.forward).limits  # type: ignore[union-attr]  # one of them is there
         lines = [
-            f"fftconv_vjp by windows: {wanted} of {problem_line(self.problem, limits)}",
+            gradients_line(self.problem, self.wanted, limits),
             precision_line(self.problem),
             f"  launches        {self.launches}",
             f"  workspace       {self.workspace_bytes} bytes",
