@@ -111,22 +111,18 @@ class LoadedKernel:
             pointer = ctypes.c_void_p(ctypes.addressof(params))
             address = ctypes.addressof(pointer)
         current = self._current_context()
-        if current == self._context:
-            self._start(grid, threads, stream, address, is_early)
-            return
-        # Another device may be current in this thread, or none yet.
-        self._set_context(self._context)
+        is_foreign = current != self._context
+        if is_foreign:  # another device may be current in this thread, or none yet
+            self._set_context(self._context)
         try:
-            self._start(grid, threads, stream, address, is_early)
+            if not is_early:
+                x, y, z = grid
+                self._launch(self._handle, x, y, z, threads, 1, 1, self.smem_bytes, stream, address, 0)
+            elif status := launch_early(self._handle, grid, threads, self.smem_bytes, stream, address):
+                raise self._error(status)
         finally:
-            self._set_context(current)
-
-    def _start(self, grid: tuple[int, int, int], threads: int, stream: int, address: int, is_early: bool) -> None:
-        """Launch in the current context."""
-        if not is_early:
-            self._launch(self._handle, *grid, threads, 1, 1, self.smem_bytes, stream, address, 0)
-        elif status := launch_early(self._handle, grid, threads, self.smem_bytes, stream, address):
-            raise self._error(status)
+            if is_foreign:
+                self._set_context(current)
 
 
 def compile_cubin(spec: KernelSpec, arch: str, kernel_dir: Path | None = None) -> Compiled:
