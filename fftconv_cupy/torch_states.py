@@ -44,7 +44,9 @@ def _compute(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _compute_vjp(dy: torch.Tensor, d_final_state: torch.Tensor | None, *args: Any) -> StateGradients:
     *others, wrt = args
-    found = fftconv_vjp(dy, **named(ARGUMENTS, others), d_final_state=d_final_state, wrt=names_of(ARGUMENTS, wrt))
+    found = fftconv_vjp(
+        dy, **named(ARGUMENTS, others), d_final_state=d_final_state, wrt=names_of(ARGUMENTS, tuple(wrt))
+    )
     return StateGradients(*found)  # a call without an initial state has no gradient of it
 
 
