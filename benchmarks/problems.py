@@ -198,6 +198,21 @@ def gradients_of(case: Case, inputs: Inputs, dy: Array) -> Gradients:
     return Gradients(*(grad if is_wanted else None for grad, is_wanted in zip(grads, case.wanted, strict=True)))
 
 
+def terms_of(case: Case, inputs: Inputs, dy: Array) -> Gradients:
+    """Return what the float64 gradients of k and skip add up: of each sum, the root of its terms' squares.
+
+    Both sums are of products of points of rows, so the gradients that squared rows have are sums of squares.
+    """
+    rows = {"dy": dy, "u": inputs.u, "in_gate": inputs.in_gate, "out_gate": inputs.out_gate}
+    squares = {name: None if row is None else row.astype(np.float64) ** 2 for name, row in rows.items()}
+    sums = fftconv_vjp_reference(**squares, k=inputs.k, skip=inputs.skip, mode=case.mode, fft_size=case.fft_size)
+
+    def root(found: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+        return None if found is None else np.sqrt(np.maximum(found, 0.0))  # the reference transforms: it may err
+
+    return Gradients(None, root(sums.k), None, None, root(sums.skip))
+
+
 def planned(case: Case, limits: ArchLimits, wanted: Wanted | None = None, *, has_state: bool = False) -> AnyPlan | None:
     """Return how a GPU computes a case, or with `wanted` those gradients of it; None: it cannot.
 

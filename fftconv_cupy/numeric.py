@@ -30,7 +30,7 @@ _FLOAT64_BOUND = 1e-13
 _SUM_BOUND = 1e-5
 _FLOAT64_SUM_BOUND = 1e-12
 _MMA_SUM_BOUNDS = {"medium": 2e-3}
-_FEW_FACTOR = 3.0  # of sums below `ROW_OUTPUTS` in number
+_FEW_FACTOR = 3.0  # of sums below `ROW_OUTPUTS` in number, with less than the highest precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,38 +104,56 @@ def compare(
         bounds = _rounded_bound(_ratio(*_square_sums(rounded, y64, rows=True)), dtype, fft_size, precision)
     else:
         bounds = _fixed_bound(dtype, fft_size)
-    return _worst_of_rows(whole, y, y64, bounds)
+    return _worst_of_rows(whole, _ratio(*_square_sums(y, y64, rows=True)), bounds)
 
 
 def compare_sum(
-    y: NDArray[np.generic], y64: NDArray[np.float64], dtype: str, *, precision: str = "highest"
+    y: NDArray[np.generic],
+    y64: NDArray[np.float64],
+    dtype: str,
+    *,
+    precision: str = "highest",
+    terms: NDArray[np.float64] | None = None,
 ) -> Agreement:
     """Compare a gradient that is summed over rows, that of the filter or of skip, with float64, as a whole.
 
     Its terms cancel, so float32 sums may err by 1e-5, besides 1.2 times the rounding of a 16-bit result. With "medium"
-    the terms are products of 16-bit numbers, and sums may err by 2e-3, in each row of many taps too. Fewer numbers may
-    all be such as cancel, and err by three times that.
+    the terms are products of 16-bit numbers, and sums may err by 2e-3, in each row of many taps too; fewer numbers by
+    three times that, for theirs is not an average. A few sums may all cancel to next to nothing, a single one to any
+    size: then the error is relative to `terms`, which tell what was added up.
 
     Args:
         y: the result, of any dtype that converts to float64.
         y64: the float64 result, same shape.
         dtype: dtype whose rounding the bound allows for, normally that of ``y``.
         precision: of the arithmetic.
+        terms: of each sum, the root of the sum of the squares of its terms, same shape; None where the sums will do.
     """
     allowed = _FLOAT64_SUM_BOUND if dtype == "float64" else _SUM_BOUND
     if precision != "highest":
         allowed = _MMA_SUM_BOUNDS[precision] * (_FEW_FACTOR if y64.size < ROW_OUTPUTS else 1)
     if dtype in ("float16", "bfloat16"):
-        allowed += _ROUNDING_FACTOR * rounding_error(y64, dtype)
-    whole = Agreement(relative_error(y, y64), allowed)
+        with np.errstate(over="ignore"):
+            rounded = y64.astype(NUMPY_DTYPES[dtype])
+        allowed += _ROUNDING_FACTOR * float(_errors_of_sums(rounded, y64, terms, rows=False))
+    whole = Agreement(float(_errors_of_sums(y, y64, terms, rows=False)), allowed)
     if precision == "highest" or y64.ndim < 2 or y64.shape[-1] < ROW_OUTPUTS:
         return whole
-    return _worst_of_rows(whole, y, y64, allowed)
+    return _worst_of_rows(whole, _errors_of_sums(y, y64, terms, rows=True), allowed)
 
 
-def _worst_of_rows(whole: Agreement, y: NDArray[np.generic], y64: NDArray[np.float64], bounds: Any) -> Agreement:
+def _errors_of_sums(
+    y: NDArray[np.generic], y64: NDArray[np.float64], terms: NDArray[np.float64] | None, *, rows: bool
+) -> NDArray[np.float64]:
+    """Return the errors relative to the sums, or to their terms where these are larger."""
+    difference, reference = _square_sums(y, y64, rows=rows)
+    if terms is not None:
+        reference = np.maximum(reference, np.sum(terms**2, axis=-1 if rows else None))
+    return _ratio(difference, reference)
+
+
+def _worst_of_rows(whole: Agreement, errors: NDArray[np.float64], bounds: Any) -> Agreement:
     """Return the row that is worst against its bound, of `bounds` or of one for all, or the whole where that is."""
-    errors = _ratio(*_square_sums(y, y64, rows=True))
     bounds = np.broadcast_to(bounds, errors.shape)
     excess = errors / bounds
     worst = np.unravel_index(int(np.argmax(excess)), excess.shape)

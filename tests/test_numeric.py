@@ -80,6 +80,34 @@ def test_bounds():
     assert 1e-4 < rounding < 3e-4
 
 
+SUMS = [("float32", "highest"), ("float32", "medium"), ("float16", "highest")]
+
+
+@pytest.mark.parametrize(("dtype", "precision"), SUMS)
+def test_sums_that_cancel_are_judged_by_what_they_add_up(dtype, precision):
+    terms, y64 = np.array([3.0, 4.0]), np.array([0.0, 5e-3]).astype(np.float16).astype(np.float64)
+    allowed = numeric.compare_sum(y64, y64, "float32", precision=precision).bound * 5  # of the terms' norm
+
+    def judged(error, terms):
+        return numeric.compare_sum(y64 + np.array([error, 0.0]), y64, dtype, precision=precision, terms=terms)
+
+    assert not judged(0.9 * allowed, None).ok
+    assert judged(0.9 * allowed, terms).ok
+    assert not judged(1.1 * allowed, terms).ok
+    # Sums that are larger than their terms' norm are judged by themselves.
+    assert judged(0.9 * allowed, terms / 1e6).error == judged(0.9 * allowed, None).error
+    assert not numeric.compare_sum(np.full(2, np.nan), y64, dtype, precision=precision, terms=terms).ok
+
+
+def test_each_row_of_many_sums_that_cancel_is_judged_by_its_own_terms(rng):
+    y64, terms = 1e-3 * rng.standard_normal((2, 2048)), np.ones((2, 2048))
+    y = y64 + np.array([[0.0], [2.1e-3]])
+    assert numeric.compare_sum(y, y64, "float32", precision="medium", terms=terms).row == (1,)
+    terms[0] *= 1e3  # which is no excuse for the other row
+    assert not numeric.compare_sum(y, y64, "float32", precision="medium", terms=terms).ok
+    assert numeric.compare_sum(y, y64, "float32", precision="medium", terms=2 * np.ones_like(terms)).ok
+
+
 def written_out(u, k, mode, size, in_gate, out_gate, skip):
     """Sum the definition term by term."""
     batch, channels, seqlen = u.shape

@@ -168,6 +168,41 @@ def test_confinement_sees_a_nan_in_another_row_or_sum(wrong, name):
     assert finding.detail.startswith(f"a non-finite value reached another row: gradient of {name}")
 
 
+CANCELLING = Case("circular", "float32", 513, 257, 3, 1, filter_dtype="float16", skip_dtype="float32", scaled=True)
+
+
+@pytest.mark.parametrize(("share", "is_right"), [(3e-6, True), (3e-5, False), (1e-2, False)])
+def test_a_sum_that_cancels_is_judged_by_its_terms(wrong, share, is_right):
+    """The gradient of this skip is a hundredth of what random terms of that size add up to."""
+    inputs, dy = problems.make_inputs(CANCELLING), problems.make_output_gradient(CANCELLING)
+    terms = problems.terms_of(CANCELLING, inputs, dy)
+    skip64 = problems.gradients_of(CANCELLING, inputs, dy).skip
+    assert terms.skip == pytest.approx([np.linalg.norm(inputs.u.astype(np.float64) * dy)])
+    assert abs(skip64) < 1e-2 * terms.skip
+
+    def spoil(grads, **_):
+        grads["skip"] += np.float32(share * terms.skip)
+
+    wrong(spoil)
+    finding = gradient_checks.gradients(CANCELLING, Place(CPU))
+    assert finding.ok == is_right, finding
+
+
+@pytest.mark.parametrize("changes", [{}, {"shared_filter": True}, {"mode": "circular"}, {"mode": "full"}])
+def test_terms_are_what_gradients_of_filters_add_up(changes):
+    case = replace(CASE, seqlen=37, filter_len=11, **changes)
+    inputs, dy = problems.make_inputs(case), problems.make_output_gradient(case)
+    squares = np.zeros((case.channels, case.filter_len))
+    for b, h in np.ndindex(case.batch, case.channels):
+        for i in range(case.seqlen):
+            alone = np.zeros_like(inputs.u, dtype=np.float64)
+            alone[b, h, i] = inputs.u[b, h, i]
+            one = replace(case, shared_filter=False), replace(inputs, u=alone, k=np.zeros(squares.shape))
+            squares += problems.gradients_of(*one, dy).k ** 2  # one point meets each tap once
+    wanted = squares.sum(axis=0) if case.shared_filter else squares
+    np.testing.assert_allclose(problems.terms_of(case, inputs, dy).k, wanted**0.5, rtol=1e-6)
+
+
 def test_confinement_plants_values_that_are_not_finite(wrong):
     seen = []
 
