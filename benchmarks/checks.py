@@ -151,7 +151,9 @@ def _compare(case: Case, place: Place, y: NDArray[Any], y64: NDArray[np.float64]
     precision = "highest"
     if place.is_gpu:
         precision = precision_of_call(case.problem, device_limits(place.ordinal))
-    return numeric.compare(y, y64, case.dtype, fft_size=case.problem.fft_size, precision=precision)
+    return numeric.compare(
+        y, y64, case.dtype, fft_size=case.problem.fft_size, precision=precision, is_one_wave=case.is_one_wave
+    )
 
 
 def _bits(array: NDArray[Any]) -> bytes:

@@ -140,6 +140,7 @@ def _compare(
     terms: NDArray[np.float64] | None = None,
 ) -> numeric.Agreement:
     """Compare the gradient of one argument with float64, by the bound that holds for it."""
+    options: dict[str, Any] = {"precision": precision, "is_one_wave": case.is_one_wave}
     if name in _SUMS:
-        return numeric.compare_sum(grad, grad64, str(grad.dtype), precision=precision, terms=terms)
-    return numeric.compare(grad, grad64, case.dtype, fft_size=case.problem.fft_size, precision=precision)
+        return numeric.compare_sum(grad, grad64, str(grad.dtype), terms=terms, **options)
+    return numeric.compare(grad, grad64, case.dtype, fft_size=case.problem.fft_size, **options)

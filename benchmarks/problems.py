@@ -106,6 +106,11 @@ class Case:
         return Wanted(*(name in names for name in Wanted._fields))
 
     @property
+    def is_one_wave(self) -> bool:
+        """Whether nearly all of each row is one frequency or one point."""
+        return self.range is not None and RANGES[self.range].is_one_wave
+
+    @property
     def label(self) -> str:
         """The configuration on one line, as failures name it."""
         words = [f"{self.mode} {self.dtype} N={self.problem.fft_size} L={self.seqlen} K={self.filter_len}"]

@@ -19,7 +19,7 @@ class Range:
         dtypes: of rows that can hold them.
         rows: from noise (B, H, L) of deviation 1.
         taps: from the taps (H, K) or (K,), noise whose sum of squares is about 1.
-        is_one_wave: nearly all of a row is one frequency, or one point: roundings are in step, and do not average out.
+        is_one_wave: nearly all of a row is one frequency, or one point: roundings are in step, see `numeric.bound`.
     """
 
     dtypes: tuple[str, ...]

@@ -17,7 +17,6 @@ from fftconv_cupy.benchmarks.checks import Finding
 from fftconv_cupy.benchmarks.depthwise import DepthwiseJob
 from fftconv_cupy.benchmarks.places import Place
 from fftconv_cupy.benchmarks.problems import Case, gradient_transform, planned
-from fftconv_cupy.benchmarks.ranges import RANGES
 from fftconv_cupy.mma_blocks import GRADIENT_POINTS
 from fftconv_cupy.plan import transform_of
 from fftconv_cupy.plans import AnyPlan, precision_of_call, precision_of_gradients
@@ -181,14 +180,12 @@ def _gradient_cases(level: str, cases: Iterable[Case], limits: ArchLimits) -> li
 
 
 def _tensor_core_gradients(cases: Iterable[Case], limits: ArchLimits) -> list[Case]:
-    """Return the cases whose gradients but that of skip are computed on tensor cores, and keep the bounds of noise."""
+    """Return the cases whose gradients but that of skip are computed on tensor cores."""
     with_taps = [_without_skip(replace(case, prepared=False)) for case in cases if case.precision != "highest"]
     return [
         case
         for case in with_taps
-        if case.wrt
-        and precision_of_gradients(case.problem, case.wanted, limits) == case.precision
-        and (case.range is None or not RANGES[case.range].is_one_wave)
+        if case.wrt and precision_of_gradients(case.problem, case.wanted, limits) == case.precision
     ]
 
 

@@ -80,6 +80,20 @@ def test_bounds():
     assert 1e-4 < rounding < 3e-4
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rows_of_one_wave_may_err_more_where_roundings_are_in_step(rng, dtype):
+    y64 = result(rng, (2, 2, 2048))
+    options = {"precision": "medium", "is_one_wave": True}
+    allowed = {"float16": (2.25e-3, 2.35e-3), "bfloat16": (2.75e-3, 2.9e-3)}[dtype]
+    assert allowed[0] < numeric.bound(y64, dtype, **options) < allowed[1]
+    y = y64 * (1 + np.array([[[0.0]], [[2.2e-3]]]))
+    assert numeric.compare(y, y64, dtype, **options).ok
+    assert not numeric.compare(y64 * 1.003, y64, dtype, **options).ok
+    for others in ({"precision": "medium"}, {"is_one_wave": True}):
+        assert not numeric.compare(y, y64, dtype, **others).ok
+    assert numeric.compare_sum(y64, y64, "float32", **options).bound == pytest.approx(8**0.5 * 1e-3)
+
+
 SUMS = [("float32", "highest"), ("float32", "medium"), ("float16", "highest")]
 
 

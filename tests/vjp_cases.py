@@ -58,9 +58,9 @@ def expected(arrays: dict[str, Any], **options: Any) -> Gradients:
 
 
 def agreement(
-    name: str, grad: np.ndarray, grad64: np.ndarray, dtype: str, fft_size: int = 0, precision: str = "highest"
+    name: str, grad: np.ndarray, grad64: np.ndarray, dtype: str, fft_size: int = 0, **options: Any
 ) -> numeric.Agreement:
-    """Compare the gradient of the argument `name` with float64, by the bound that holds for it."""
+    """Compare the gradient of the argument `name` with float64, by the bound that holds for it and its `options`."""
     if name in ("k", "skip"):
-        return numeric.compare_sum(grad, grad64, dtype, precision=precision)
-    return numeric.compare(grad, grad64, dtype, fft_size=fft_size, precision=precision)
+        return numeric.compare_sum(grad, grad64, dtype, **options)
+    return numeric.compare(grad, grad64, dtype, fft_size=fft_size, **options)

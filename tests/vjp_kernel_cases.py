@@ -179,7 +179,8 @@ def judge(case: Case, grads: Gradients, grads64: Gradients) -> None:
         if grad is None:
             continue
         dtype = {"k": case.filter_dtype, "skip": case.skip_dtype or ""}.get(name, case.dtype)
-        found = agreement(name, grad, grad64, dtype, case.problem.fft_size, case.precision or "highest")
+        options = {"precision": case.precision or "highest", "is_one_wave": case.is_one_wave}
+        found = agreement(name, grad, grad64, dtype, case.problem.fft_size, **options)
         assert found.ok, f"d{name}: {describe(found)}: {case.label}"
 
 
