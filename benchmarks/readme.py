@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,10 @@ def digest_of(*names: str) -> str:
 
 
 def sections() -> dict[str, str]:
-    """Return what the README has between its marks: our times, how many times as long others take, and precisions."""
+    """Return what the README has between its marks: how we compare, our times, others' multiples, and precisions."""
     records = _records(*SOURCES)
     return {
+        "summary": _summary(records),
         "speed": "\n".join(_times(records)),
         "precision": "\n".join(_precisions(_records(PRECISION, suites=("precision",), dtypes=_HALVES))),
         "peers": "\n".join(_ratios(records)),
@@ -142,6 +144,45 @@ def _ratios(records: Sequence[Record]) -> Iterator[str]:
                 cells.append(_ratio(beside[0], ours) if beside and ours else "")
         if any(cells):
             yield _line([str(size), *cells])
+
+
+def _summary(records: Sequence[Record]) -> str:
+    """Return in two sentences what the table of `_ratios` says, and the errors of others beside ours."""
+    ratios, errors = [], []
+    for name in _PEERS:
+        spans = []
+        for direction in ("forward", "backward"):
+            pairs = list(_pairs(records, name, direction))
+            spans.append(_span([f"{theirs['ms'] / ours['ms']:.1f}" for theirs, ours in pairs]))
+            if direction == "forward" and all(theirs["error"] for theirs, _ in pairs):
+                errors.append(f"{name} has {_span([_error(theirs) for theirs, _ in pairs])}")
+        ratios.append(f"{name} {' and '.join(spans)}")
+    ours = [pair[1] for pair in _pairs(records, _PEERS[0], "forward")]
+    sizes = _span([str(record["fft_size"]) for record in ours])
+    text = (
+        f"For the gated causal convolution in float16 of FFT sizes {sizes} on an H100, and for all its gradients, "
+        f"others take so many times as long: {', '.join(ratios)}. The relative error against float64 is "
+        f"{_span([_error(record) for record in ours])}, that of rounding the result; {', '.join(errors)}."
+    )
+    return textwrap.fill(text, 120, break_on_hyphens=False)
+
+
+def _span(shown: Sequence[str]) -> str:
+    least, most = min(shown, key=float), max(shown, key=float)
+    return least if least == most else f"{least} to {most}"
+
+
+def _error(record: Record) -> str:
+    return f"{record['error']:.1e}"
+
+
+def _pairs(records: Sequence[Record], name: str, direction: str) -> Iterator[tuple[Record, Record]]:
+    """Yield the published record of a library beside ours, for each size that has both: gated, causal, raw filter."""
+    for size in _sizes(records):
+        ours = _cell(records, size, direction, "causal", True, filter="raw")
+        if ours:
+            for theirs in peers.published_beside([ours], [name])[:1]:
+                yield theirs, ours
 
 
 def _ratio(theirs: Record, ours: Record) -> str:

@@ -172,6 +172,20 @@ def test_a_figure_of_the_readme_that_was_changed_is_found(name):
     assert readme.updated(changed) == README
 
 
+def test_the_summary_says_what_the_table_of_ratios_says():
+    summary, rows = (readme.sections()[name] for name in ("summary", "peers"))
+    assert summary in README
+    head, _, *lines = ([cell.strip() for cell in row.strip("|").split("|")] for row in rows.splitlines())
+    spans = []
+    for column in range(1, len(head)):
+        factors = sorted(float(line[column].split()[0]) for line in lines)
+        spans.append(f"{factors[0]} to {factors[-1]}")
+    for index, name in enumerate(head[1::2]):
+        assert f"{name} {spans[2 * index]} and {spans[2 * index + 1]}" in summary.replace("\n", " ")
+    changed = README.replace(summary, summary.replace(" to ", " to 1", 1))
+    assert readme.updated(changed) == README != changed
+
+
 def test_a_readme_without_marks_is_refused():
     with pytest.raises(ValueError, match="<!-- peers -->"):
         readme.updated(README.replace("<!-- peers -->", ""))

@@ -1,4 +1,4 @@
-"""The README is true: its code runs as it stands, its shapes and limits are the real ones, its links lead somewhere."""
+"""README and guide are true: their code runs as it stands, shapes and limits are the real ones, no link is dead."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from fftconv_cupy.reference import fftconv_reference, fftconv_vjp_reference
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text()
-# Of the snippets, in their order.
-NAMES = ("torch", "prepared", "gradients", "state", "layer", "flashfftconv", "jax", "depthwise")
-SNIPPETS = dict(zip(NAMES, re.findall(r"```python\n(.*?)```", README, re.DOTALL), strict=True))
+GUIDE = (REPOSITORY / "docs" / "guide.md").read_text()
+# Of the snippets, in their order, first those of the README.
+NAMES = ("torch", "jitted", "prepared", "gradients", "state", "layer", "flashfftconv", "jax", "depthwise")
+SNIPPETS = dict(zip(NAMES, re.findall(r"```python\n(.*?)```", README + GUIDE, re.DOTALL), strict=True))
 STATED_SHAPE = re.compile(r"^([\w.]+)(?: = .*?)?  # \((\d+(?:, \d+)*)\)", re.MULTILINE)
 
 places = pytest.mark.parametrize("place", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -90,6 +91,15 @@ def test_the_call_with_tensors_is_causal(run, place):
     assert names["y"].device == names["u"].device
     assert names["y"].device.type == {"cpu": "cpu", "gpu": "cuda"}[place]
     assert agree(names["y"], names["u"], names["k"], "bfloat16")
+
+
+@places
+def test_the_jitted_call_is_causal(run, place):
+    names = run("jitted", place)
+    assert names["stated"] == ["y"]
+    assert str(names["y"].dtype) == "bfloat16"
+    u, k, y = (host(names[name]).astype(np.float64) for name in ("u", "k", "y"))
+    assert numeric.compare(y, fftconv_reference(u, k), "bfloat16").ok
 
 
 @places
@@ -175,7 +185,7 @@ def test_a_step_after_the_short_convolution_goes_on_from_its_state(run):
 
 
 def test_jax_has_no_half_precision_transform(run):
-    """What the section on JAX says of `jnp.fft`; it is to be written anew on the day when this is no longer so."""
+    """What README and guide say of `jnp.fft`; it is to be written anew on the day when this is no longer so."""
     u = run("jax")["u"]
     jnp = pytest.importorskip("jax.numpy")
     for dtype in ("bfloat16", "float16"):
@@ -187,7 +197,7 @@ def test_jax_has_no_half_precision_transform(run):
 
 
 def test_the_limits_of_each_gpu_are_those_of_the_plan():
-    rows = re.findall(r"^\| ([\d., ]+) \| (\d+) \| (\d+) \|$", README.partition("<!-- speed")[0], re.MULTILINE)
+    rows = re.findall(r"^\| ([\d., ]+) \| (\d+) \| (\d+) \|$", README, re.MULTILINE)
     listed = {}
     for capabilities, linear, circular in rows:
         for capability in capabilities.split(", "):
