@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from frameworks import cupy_on_host
 
 import fftconv_cupy
 from fftconv_cupy.errors import FFTConvError
+from fftconv_cupy.plan import LARGEST_FFT_SIZE
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCS = REPOSITORY / "docs"
@@ -226,6 +228,19 @@ def test_the_tables_of_figures_are_those_of_the_committed_files(monkeypatch):
 
 
 def test_no_figure_of_a_time_is_written_by_hand():
-    for page, text in TEXTS.items():
+    """Nor of a time as a share or a multiple of another: those are read off the tables, which are generated."""
+    readme = re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
+    for page, text in {**TEXTS, "README.md": readme}.items():
         prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
         assert re.findall(r"\d\s*(?:ms|us|µs|GB/s|TFLOP)\b", prose) == [], page
+        shares = r"\b0\.\d+\b|(?:faster|slower|longer) by an? \w+|\ba \w+ (?:slower|longer)"
+        assert re.findall(shares, prose) == [], page
+
+
+def test_the_limiter_of_every_size_is_told():
+    told = re.findall(r"^\| (\d+)(?: to (\d+))? \|(.*)$", TEXTS["performance.md"], re.MULTILINE)
+    every = {2**i for i in range(1, LARGEST_FFT_SIZE.bit_length())}
+    for columns in (3, 2):  # of outputs, of gradients
+        ranges = [(int(first), int(last or first)) for first, last, rest in told if rest.count("|") == columns - 1]
+        assert {size for size in every for first, last in ranges if first <= size <= last} == every
+        assert all(after[0] == 2 * before[1] for before, after in itertools.pairwise(ranges))
