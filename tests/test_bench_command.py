@@ -10,11 +10,13 @@ import sys
 import bench_session
 import pytest
 from bench_session import H100_COPY, RECORD_KEYS, bench, judged, on_target
+from click.testing import CliRunner
 
 from fftconv_cupy.benchmarks import environment, storage
 from fftconv_cupy.benchmarks.baselines import OURS, Implementation
 from fftconv_cupy.benchmarks.cells import Cell
 from fftconv_cupy.benchmarks.short import ShortCell
+from fftconv_cupy.cli import main
 
 launches, played_gpu = bench_session.launches, bench_session.played_gpu
 
@@ -276,7 +278,7 @@ def test_without_a_gpu_bench_says_so_and_exits_with_3(monkeypatch):
     done = bench()
     assert done.exit_code == 3
     assert "none for this test" in done.output
-    assert "compute capability 7.5 or later" in done.output
+    assert "compute capability 7.5 or later" in " ".join(done.output.split())
 
 
 @pytest.mark.usefixtures("launches")
@@ -332,3 +334,11 @@ def test_a_small_benchmark_on_the_gpu(tmp_path):
         assert record["error"] < 3e-4
         assert record["burst_ms"] >= 100
         assert record["launches"] == (1 if record["filter"] == "prepared" else 2)
+
+
+@pytest.mark.parametrize("words", [(), ("bench",), ("verify",), ("cache",), ("cache", "warm")], ids="-".join)
+def test_help_fits_in_80_columns(words, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    done = CliRunner().invoke(main, [*words, "--help"])
+    assert done.exit_code == 0
+    assert [line for line in done.output.splitlines() if len(line) > 80] == []

@@ -43,6 +43,15 @@ def test_a_figure_that_was_changed_by_hand_is_found(path, name, tmp_path):
     assert "figures are not edited" in done.output
 
 
+@pytest.mark.parametrize("option", ["--check", "--from"])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_committed_file_is_shown_and_judged_in_80_columns(path, option, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    done = bench(option, path)
+    assert done.exit_code == 0, done.output
+    assert [line for line in done.output.splitlines() if len(line) > 80] == []
+
+
 def made():
     """Return results of a forward cell with both filters, and of a short convolution, as a run would write them."""
     records = []
