@@ -27,6 +27,7 @@ _SIZES = (256, 1024, 4096, 8192, 16384, 32768)
 _COMPILE_THREADS = 16
 _NAMES = list(dict.fromkeys(implementation.name for implementation in IMPLEMENTATIONS))
 _CHANGES_SHOWN = 30
+_VERSIONS = {"cupy": "CuPy", "nvrtc": "NVRTC"}  # of an environment, as they are shown
 _COMMIT_DIGITS = 12
 
 Content = dict[str, Any]
@@ -247,7 +248,8 @@ def _write(content: Content, given: dict[str, Any]) -> None:
 def _draw(content: Content, path: Path) -> None:
     records = content["records"]
     beside = peers.published_beside(records, {*_NAMES} - {record["impl"] for record in records})
-    plots.draw([*records, *beside], path, _place(content))
+    caption = _place(content) + (f"; published: {peers.source()}" if beside else "")
+    plots.draw([*records, *beside], path, caption)
 
 
 def _show(content: Content, missing: Iterable[str]) -> None:
@@ -267,7 +269,9 @@ def _place(content: Content) -> str:
     runs = f", {len(found['copies_gb_per_s'])} run(s)" if "copies_gb_per_s" in found else ""
     head, _, changed = str(found.get("commit", "")).partition("-")
     commit = f", commit {head[:_COMMIT_DIGITS]}{changed and '-'}{changed}" if head else ""
-    return f"{found['gpu']}, driver {found['driver']}{commit}, copy {found['copy_gb_per_s']:.0f} GB/s{runs}"
+    versions = "".join(f", {label} {found[name]}" for name, label in _VERSIONS.items() if found.get(name))
+    copy = f", copy {found['copy_gb_per_s']:.0f} GB/s"
+    return f"{found['gpu']}, driver {found['driver']}{versions}{commit}{copy}{runs}"
 
 
 def _show_changes(content: Content, old: Content) -> bool:

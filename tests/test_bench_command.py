@@ -49,7 +49,7 @@ def test_options_choose_and_the_table_shows_ratios():
     # B = 64: 1.07 times 0.032 ms, and 10 ms for the rfft way, whose shape is that of the row above.
     assert rows_of(done.output, "fftconv raw") == [["64x768", "128", "0.03424", "4.11", "1.00", "12.5", "2.0e-04"]]
     assert rows_of(done.output, "torch.fft rfft") == [["10", "1200", "292", "12.5", "2.0e-04"]]
-    assert "NVIDIA H100 80GB HBM3, driver 580.1, commit" in done.output
+    assert "NVIDIA H100 80GB HBM3, driver 580.1, CuPy" in done.output
 
 
 @pytest.mark.usefixtures("played_gpu")

@@ -50,6 +50,10 @@ def test_a_committed_file_is_shown_and_judged_in_80_columns(path, option, monkey
     done = bench(option, path)
     assert done.exit_code == 0, done.output
     assert [line for line in done.output.splitlines() if len(line) > 80] == []
+    if option == "--from":
+        found, said = json.loads(path.read_text())["environment"], " ".join(done.output.split())
+        versions = [found[name] for name in ("gpu", "driver", "cupy", "nvrtc") if name in found]
+        assert all(version in said for version in (*versions, found.get("commit", "")[:12]))
 
 
 def made():
