@@ -10,7 +10,7 @@ from typing import Any
 
 from fftconv_cupy.benchmarks.baselines import OURS
 from fftconv_cupy.benchmarks.peers import PUBLISHED_NOTE
-from fftconv_cupy.benchmarks.tables import grouped, is_scaled, ours_beside, shown_ms, titled
+from fftconv_cupy.benchmarks.tables import grouped, is_scaled, is_wrong, ours_beside, shown_ms, titled
 from fftconv_cupy.errors import InvalidArgumentError, MissingDependencyError, message
 
 _COLOURS = {  # of Okabe and Ito, who chose them for eyes that see fewer
@@ -226,13 +226,14 @@ def _draw_ratios(axes: Any, curves: Curves) -> None:
     lengths = sorted({length for points in curves.values() for length in points})
     width = 0.8 / max(_LEAST_BARS, len(others))
     for number, way in enumerate(others):
-        places, heights = [], []
+        places, heights, labels = [], [], []
         for length, record in curves[way].items():
             if (beside := ours_beside(record, ours)) is not None:
                 places.append(lengths.index(length) + (number - (len(others) - 1) / 2) * width)
                 heights.append(record["ms"] / beside["ms"])
+                labels.append(f"{heights[-1]:.1f}{' (wrong)' if is_wrong(record) else ''}")
         bars = axes.bar(places, heights, width, color=_COLOURS[way[0]])
-        axes.bar_label(bars, [f"{height:.1f}" for height in heights], fontsize=6, rotation=90, padding=2)
+        axes.bar_label(bars, labels, fontsize=6, rotation=90, padding=2)
     axes.axhline(1, color=_COLOURS[OURS], linewidth=1.5)
     axes.margins(y=0.25)
     axes.set_xlim(-0.5, len(lengths) - 0.5)

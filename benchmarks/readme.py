@@ -186,8 +186,7 @@ def _pairs(records: Sequence[Record], name: str, direction: str) -> Iterator[tup
 
 
 def _ratio(theirs: Record, ours: Record) -> str:
-    is_wrong = theirs["error"] is not None and theirs["error"] >= tables.WRONG
-    return f"{theirs['ms'] / ours['ms']:.1f}{' (a wrong result)' if is_wrong else ''}"
+    return f"{theirs['ms'] / ours['ms']:.1f}{' (a wrong result)' if tables.is_wrong(theirs) else ''}"
 
 
 def _cell(

@@ -132,6 +132,11 @@ def _row(record: Record, members: Sequence[Record]) -> tuple[str, ...]:
     )
 
 
+def is_wrong(record: Record) -> bool:
+    """Whether the result that was timed is wrong, which no rounding explains."""
+    return record.get("error") is not None and record["error"] >= WRONG
+
+
 def _digits(ms: float) -> str:
     """Return four significant digits, without an exponent."""
     return f"{ms:.0f}" if ms >= 1000 else f"{ms:.4g}"

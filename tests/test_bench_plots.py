@@ -67,6 +67,13 @@ def test_ours_alone_is_drawn_without_bars_and_others_say_that_they_are_published
     assert above.get_title() == "conv: causal, gated, float16"
 
 
+def test_a_bar_of_a_wrong_result_says_so(drawn):
+    errors = {256: 2e-4, 512: 1.4}
+    records = [record(impl, size, ms, error=errors[size]) for impl, ms in ((OURS, 1.0), (RFFT, 3.0)) for size in errors]
+    _, below = drawn(records)
+    assert [text.get_text() for text in below.texts] == ["3.0", "3.0 (wrong)"]
+
+
 def test_one_length_is_refused(drawn):
     with pytest.raises(InvalidArgumentError, match="timed at two lengths"):
         drawn([record(OURS, 256, 1.0), record(RFFT, 256, 1.0)])
