@@ -15,11 +15,19 @@ struct Int {
 
 template <int kBegin, int kEnd, class Body>
 FFTCONV_DEVICE void static_range(Body&& body) {
-  if constexpr (kEnd - kBegin == 1) {
-    body(Int<kBegin>{});
-  } else if constexpr (kEnd - kBegin > 1) {  // halves keep the template depth logarithmic
-    static_range<kBegin, (kBegin + kEnd) / 2>(body);
-    static_range<(kBegin + kEnd) / 2, kEnd>(body);
+  constexpr int kLength = kEnd - kBegin;
+  if constexpr (kLength > 8) {  // halves keep the template depth logarithmic, eights the number of instances small
+    static_range<kBegin, kBegin + (kLength + 8) / 16 * 8>(body);
+    static_range<kBegin + (kLength + 8) / 16 * 8, kEnd>(body);
+  } else {
+    if constexpr (kLength > 0) body(Int<kBegin>{});
+    if constexpr (kLength > 1) body(Int<kBegin + 1>{});
+    if constexpr (kLength > 2) body(Int<kBegin + 2>{});
+    if constexpr (kLength > 3) body(Int<kBegin + 3>{});
+    if constexpr (kLength > 4) body(Int<kBegin + 4>{});
+    if constexpr (kLength > 5) body(Int<kBegin + 5>{});
+    if constexpr (kLength > 6) body(Int<kBegin + 6>{});
+    if constexpr (kLength > 7) body(Int<kBegin + 7>{});
   }
 }
 
