@@ -64,7 +64,8 @@ def fftconv(
             - ``"circular"``: the first L points of the circular convolution of size N = `fft_size` (default L, of any
               value) of the row, padded with zeros to N; `k` is folded modulo N.
         fft_size: real points of the transform, a power of two from 2 to what the GPU holds. In the linear modes the
-            default is the smallest that keeps the outputs free of wrapped terms, and a larger one changes nothing.
+            default is the smallest that keeps the outputs free of wrapped terms, and a larger one changes nothing: the
+            kernels take the fewest points that will do, 3 * 2^k where these are faster (`plan` tells).
         in_gate: shape and dtype of `u`.
         out_gate: shape of the output, dtype of `u`.
         skip: (H,), float32 or of the dtype of `u`, added at the index of the input (t < L); (1,) for u of shape (L,).

@@ -41,7 +41,7 @@ class BlockConfig:
 
     Attributes:
         points: M, complex points of a row's transform.
-        log2_radices: log2 of the radix of each pass.
+        log2_radices: log2 of the radix of each pass of a root.
         log2_ept: log2 of the complex points that a thread holds.
         rows: rows a block transforms side by side.
         min_blocks: blocks that should fit on a multiprocessor; bounds the registers of a thread.
@@ -53,6 +53,7 @@ class BlockConfig:
         chunk_steps: times that a block fills its batch slots before it leaves the sum, at most.
         cluster_blocks: blocks that share a row, each with one of the nodes of its first pass (kernels/slices.cuh).
         backward_cluster: how a cluster computes a sum that is too long for the registers of one block, if it can.
+        roots: nodes into which a row is split before the first pass: 1, or 3 for 3 * 2^k points (kernels/roots.cuh).
     """
 
     points: int
@@ -67,6 +68,12 @@ class BlockConfig:
     chunk_steps: int = 32
     cluster_blocks: int = 1
     backward_cluster: BlockConfig | None = None
+    roots: int = 1
+
+    @property
+    def radices(self) -> tuple[int, ...]:
+        """The factors of the points."""
+        return (self.roots,) * (self.roots > 1) + tuple(1 << log2 for log2 in self.log2_radices)
 
     @property
     def row_threads(self) -> int:
@@ -386,7 +393,8 @@ def _layout_defines(
     config: BlockConfig, *, is_paired: bool, min_blocks: int | None = None
 ) -> tuple[tuple[str, str], ...]:
     return (
-        ("FFTCONV_LOG2_POINTS", str(config.points.bit_length() - 1)),
+        ("FFTCONV_ROOTS", str(config.roots)),
+        ("FFTCONV_LOG2_POINTS", str((config.points // config.roots).bit_length() - 1)),
         ("FFTCONV_LOG2_EPT", str(config.log2_ept)),
         ("FFTCONV_LOG2_RADICES", ", ".join(map(str, config.log2_radices))),
         ("FFTCONV_QUARTERS", "0" if is_paired else "1"),

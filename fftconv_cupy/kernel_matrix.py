@@ -57,6 +57,7 @@ from fftconv_cupy.mma_blocks import (
 )
 from fftconv_cupy.problem import ITEM_BYTES
 from fftconv_cupy.source import KernelSpec
+from fftconv_cupy.triple_blocks import fitting_triples
 
 _BOOLEANS = (False, True)
 
@@ -94,7 +95,7 @@ def iter_kernels(arch: str | ArchLimits, *, fft_sizes: Iterable[int] | None = No
     wanted = None if fft_sizes is None else set(fft_sizes)
     seen = set()
     by_size = itertools.chain(
-        (_kernels(config, limits) for config in fitting_configs(limits)),
+        (_kernels(config, limits) for config in (*fitting_configs(limits), *fitting_triples(limits))),
         (_cluster_kernels(config, limits) for config in fitting_cluster_configs(limits)),
         (_gradient_kernels(config, limits) for config in fitting_gradient_clusters(limits)),
         (_long_kernels(config, limits) for config in long_configs(limits)),
@@ -124,7 +125,8 @@ def iter_kernel_specs(arch: str | ArchLimits, *, fft_sizes: Iterable[int] | None
 @cache
 def _kernels(config: BlockConfig, limits: ArchLimits) -> tuple[Kernel, ...]:
     kernels = []
-    for dtype, is_paired, is_general in itertools.product(CUDA_TYPES, _BOOLEANS, _BOOLEANS):
+    pairings = _BOOLEANS[: 1 if config.roots > 1 else 2]
+    for dtype, is_paired, is_general in itertools.product(CUDA_TYPES, pairings, _BOOLEANS):
         spec = filter_spec(config, FilterVariant(dtype, is_paired, is_general))
         kernels.append(Kernel(spec, config.threads, config.min_blocks, config.exchange_bytes))
     for variant in _forward_variants(config, limits):
@@ -136,6 +138,8 @@ def _kernels(config: BlockConfig, limits: ArchLimits) -> tuple[Kernel, ...]:
         spec = filter_backward_spec(config, dtype)
         kernels.append(Kernel(spec, config.threads, config.min_blocks, config.exchange_bytes))
     kernels.append(Kernel(reduce_spec(config), REDUCE_THREADS, 1, REDUCE_THREADS * QUAD_BYTES))
+    if config.roots > 1:
+        return (*kernels, *_gradient_kernels(config, limits))
     return (
         *kernels,
         *_gradient_kernels(config, limits),
@@ -247,6 +251,8 @@ def _forward_variants(config: BlockConfig, limits: ArchLimits) -> Iterator[Forwa
         variant = ForwardVariant(dtype, is_paired, is_complex, has_tail, is_vector, extras, has_prefetch)
         if variant.is_paired and not variant.is_complex:
             continue  # the second row is the imaginary part
+        if variant.is_paired and config.roots > 1:
+            continue  # circular rows are paired where N is a power of two
         if variant.is_complex and not variant.is_paired and not variant.has_tail:
             continue  # rows of 2M points exactly leave no room for a filter
         if not variant.is_vector and not variant.has_tail:

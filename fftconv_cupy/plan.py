@@ -26,6 +26,7 @@ from fftconv_cupy.blocks import (
 from fftconv_cupy.errors import UnsupportedProblemError, message
 from fftconv_cupy.problem import Problem, Wanted
 from fftconv_cupy.source import KernelSpec
+from fftconv_cupy.triple_blocks import fitting_triple
 
 # A call takes at most 64 MiB above inputs and output; the twiddle tables, made once, have their share of it.
 WORKSPACE_LIMIT = 63 << 20
@@ -107,13 +108,13 @@ class Plan:
     def __str__(self) -> str:
         """Return the plan in words, one fact a line."""
         problem, config = self.problem, self.config
-        radices = " x ".join(str(1 << log2) for log2 in config.log2_radices)
+        radices = " x ".join(map(str, config.radices))
         lines = [
             problem_line(problem, self.limits),
-            f"  FFT size        {problem.fft_size} real points",
+            f"  FFT size        {2 * config.points if config.roots > 1 else problem.fft_size} real points",
             precision_line(problem),
             f"  transform       {config.points} complex points = {radices}, {self.strategy}",
-            f"  passes          1 over global memory, {len(config.log2_radices)} in the block each way",
+            f"  passes          1 over global memory, {len(config.radices)} in the block each way",
             f"  block           {config.threads} threads, {1 << config.log2_ept} points each, {config.rows} row(s), "
             f"{self.shared_bytes} bytes of shared memory",
             f"  grid            {self.grid}, {self.turns[0]} turn(s) a block",
@@ -224,7 +225,14 @@ def block_config(problem: Problem, limits: ArchLimits, *, can_pair: bool = True)
     strategy, least = transform_of(problem, can_pair=can_pair)
     if least > max_points(limits):
         _refuse_size(problem, f"in one block of {limits.arch} ", max_points(limits))
-    return strategy, next(config for config in fitting_configs(limits) if config.points >= least)
+    return strategy, whole_config(strategy, least, limits)
+
+
+def whole_config(strategy: str, least: int, limits: ArchLimits) -> BlockConfig:
+    """Return the configuration of the smallest transform of at least `least` points, of which the GPU has one."""
+    config = next(config for config in fitting_configs(limits) if config.points >= least)
+    triple = None if strategy == "paired" else fitting_triple(config, least, limits)
+    return triple or config
 
 
 def _refuse_size(problem: Problem, where: str, points: int) -> NoReturn:
@@ -379,7 +387,13 @@ def _reasons(problem: Problem, config: BlockConfig, variant: ForwardVariant, gro
         reasons.append(f"rows or outputs of more than {config.points} points: the rest is the imaginary part")
     else:
         reasons.append(f"rows fit in {config.points} points: no padding is transformed, the input is real")
-    if problem.mode != "circular" and problem.fft_size > max(2 * config.points, 2):
+    if config.roots > 1:
+        fft_size, least = 2 * config.points, transform_of(problem)[1]
+        reasons.append(
+            f"{2 * least} real points or more will do: {fft_size} = 3 x 2^{(fft_size // 3).bit_length() - 1} take less "
+            f"time than {fft_size // 3 * 4}"
+        )
+    elif problem.mode != "circular" and problem.fft_size > max(2 * config.points, 2):
         reasons.append(f"{2 * config.points} real points are enough: a larger FFT size would change nothing")
     if not _is_whole(problem, config.points):
         reasons.append("rows end inside the transform: loads and stores test the length")

@@ -14,34 +14,42 @@ from fftconv_cupy.blocks import BlockConfig
 def twiddle_table(config: BlockConfig, *, is_paired: bool) -> npt.NDArray[np.float32]:
     """Return the twiddles of all passes but the first, as a flat float32 array of (re, im) pairs.
 
-    For each pass from the second on: the forward table [radix / 4][nodes][2] of the twiddles of the even sub-nodes
-    (level 1, level 2, two of level 3, four of level 4, ...), then the inverse table [radix / 2][nodes][2] of
-    e(m phi / radix), m = 0 .. radix - 1, where phi is the phase of the node and e(x) = exp(2 pi i x).
+    For each pass from the second on (from the first on, where a row has several roots): the forward table [radix /
+    4][nodes][2] of the twiddles of the even sub-nodes (level 1, level 2, two of level 3, four of level 4, ...), then
+    the inverse table [radix / 2][nodes][2] of e(m phi / radix), m = 0 .. radix - 1, where phi is the phase of the node
+    and e(x) = exp(2 pi i x).
 
     Args:
         config: the block configuration.
         is_paired: the ring is cyclic (root phase 0), not negacyclic (root phase 1/4).
     """
     columns = (1 << config.log2_ept) >> config.log2_radices[-1]
-    return _table(config.log2_radices, 0.0 if is_paired else 0.25, columns)
+    phase = 0.0 if is_paired else 0.25
+    return _table(config.log2_radices, (phase + np.arange(config.roots)) / config.roots, columns)
 
 
 def tile_table(log2_radices: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """Return the same for the passes over a tile of columns, each a negacyclic transform; empty for a single pass."""
-    return _table(log2_radices, 0.25, 1)
+    return _table(log2_radices, np.array([0.25]), 1)
 
 
-def _table(log2_radices: tuple[int, ...], root: float, last_columns: int) -> npt.NDArray[np.float32]:
-    """Return the twiddles of passes; those of the last one column by column, in the order that threads read them."""
+def _table(log2_radices: tuple[int, ...], roots: npt.NDArray[np.float64], last_columns: int) -> npt.NDArray[np.float32]:
+    """Return the twiddles of passes; those of the last one column by column, in the order that threads read them.
+
+    `roots` are the phases of the nodes of the first pass, whose twiddles are constants where there is one node.
+    """
     parts = [np.empty(0, np.float32)]
-    log2_nodes = log2_radices[0]
+    log2_nodes = 0
     last = len(log2_radices) - 1
-    for index, log2_radix in enumerate(log2_radices[1:], start=1):
+    for index, log2_radix in enumerate(log2_radices):
+        if index == 0 and len(roots) == 1:
+            log2_nodes = log2_radix
+            continue
         nodes, radix = 1 << log2_nodes, 1 << log2_radix
-        order = np.arange(nodes)
+        order = np.arange(len(roots) * nodes)
         if index == last:
             order = order.reshape(-1, last_columns).T.reshape(-1)
-        phase = (root + _bit_reverse(order, log2_nodes)) / nodes
+        phase = (roots[order >> log2_nodes] + _bit_reverse(order & (nodes - 1), log2_nodes)) / nodes
         forward = []
         for level in range(1, log2_radix + 1):
             for even in range(1 if level == 1 else 1 << (level - 2)):

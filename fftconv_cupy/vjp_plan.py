@@ -136,7 +136,7 @@ class VjpPlan:
     def _transform_lines(self) -> list[str]:
         """Return what the plan says of the fused kernel."""
         config, variant = self.backward_config, self.variant
-        radices = " x ".join(str(1 << log2) for log2 in config.log2_radices)
+        radices = " x ".join(map(str, config.radices))
         return [
             precision_line(self.problem),
             f"  transforms      {transforms_of(variant)} a row of {config.points} complex points = {radices}",

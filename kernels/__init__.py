@@ -4,7 +4,8 @@ Each file includes only files above it in this list:
 
 - ``types.cuh``, ``ptx.cuh``: number types; inline PTX, each wrapper with a C++ twin.
 - ``dft.cuh``: discrete Fourier transforms of a few points in registers.
-- ``layout.cuh``, ``block_fft.cuh``: which points a thread holds; the transform of one block through shared memory.
+- ``layout.cuh``, ``roots.cuh``, ``block_fft.cuh``: which points a thread holds; the split of a row of 3 * 2^k points
+  into three; the transform of one block through shared memory.
 - ``params.cuh``, ``io.cuh``, ``row_io.cuh``: run-time parameters; loads and stores (lengths, alignment, gates,
   dtypes); those of a row of the convolution's arrays.
 - ``spectrum.cuh``: a row's spectrum times that of the filter, or its conjugate, and the skip term.

@@ -3,6 +3,7 @@
 #pragma once
 #include "dft.cuh"
 #include "layout.cuh"
+#include "roots.cuh"
 
 namespace fftconv {
 
@@ -24,6 +25,8 @@ struct BlockFft {
   template <int kPass>
   using PassOf = Pass<Layout, kPass>;
   using Last = PassOf<Layout::kPasses - 1>;
+  static constexpr bool kFirstHasTable = Layout::kFirst > 0 || Layout::kRoots > 1;  // of twiddles
+  static_assert(Layout::kRoots == 1 || kQuarters == 1, "rows are split in the negacyclic ring");
 
   // x (kEpt) <-> s_row (kRowSlots), at the positions of a pass
   template <int kPass>
@@ -70,7 +73,8 @@ struct BlockFft {
   template <bool kIsReal, class Hook>
   FFTCONV_DEVICE static void forward(complex_t* x, complex_t* s_row, int thread, const float4* g_twiddle,
                                      Hook after_exchange) {
-    if constexpr (Layout::kFirst > 0) {
+    if constexpr (Layout::kRoots > 1) RootNodes<Layout>(s_row, thread).template split<kIsReal>(x);
+    if constexpr (kFirstHasTable) {
       forward_pass<Layout::kFirst>(x, thread, g_twiddle + Layout::forward_table(Layout::kFirst));
     } else {
       forward_root_pass<kIsReal>(x);
@@ -98,11 +102,12 @@ struct BlockFft {
       load_shared<pass - 1>(s_row, thread, x);
       if constexpr (pass == Layout::kFirst + 1) after_exchange();
     });
-    if constexpr (Layout::kFirst > 0) {
+    if constexpr (kFirstHasTable) {
       inverse_pass<Layout::kFirst>(x, thread, g_twiddle + Layout::inverse_table(Layout::kFirst));
     } else {
       inverse_root_pass<kIsReal>(x);
     }
+    if constexpr (Layout::kRoots > 1) RootNodes<Layout>(s_row, thread).template join<kIsReal>(x);
   }
 
   // The last of these passes.

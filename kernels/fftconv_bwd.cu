@@ -193,8 +193,8 @@ FFTCONV_DEVICE int jobs_of(const BwdParams& p) { return p.batch; }
 }  // namespace fftconv
 
 struct Config {
-  using Layouts = fftconv::RowLayouts<FFTCONV_CLUSTER_BLOCKS, FFTCONV_IS_VECTOR, FFTCONV_LOG2_POINTS, FFTCONV_LOG2_EPT,
-                                      FFTCONV_LOG2_RADICES>;
+  using Layouts = fftconv::RowLayouts<FFTCONV_CLUSTER_BLOCKS, FFTCONV_ROOTS, FFTCONV_IS_VECTOR, FFTCONV_LOG2_POINTS,
+                                      FFTCONV_LOG2_EPT, FFTCONV_LOG2_RADICES>;
   using Layout = Layouts::Slice;
   using Node = Layouts::Node;
   using io_t = FFTCONV_IO_T;

@@ -74,7 +74,7 @@ FFTCONV_DEVICE void transform_filter(const FilterParams& p, complex_t* s_base) {
 }  // namespace fftconv
 
 struct Config {
-  using Layout = fftconv::Layout<true, FFTCONV_LOG2_POINTS, FFTCONV_LOG2_EPT, FFTCONV_LOG2_RADICES>;
+  using Layout = fftconv::BlockLayout<FFTCONV_ROOTS, true, FFTCONV_LOG2_POINTS, FFTCONV_LOG2_EPT, FFTCONV_LOG2_RADICES>;
   using filter_t = FFTCONV_FILTER_T;
   static constexpr int kQuarters = FFTCONV_QUARTERS, kRows = FFTCONV_ROWS;
   static constexpr bool kIsGeneral = FFTCONV_IS_GENERAL;            // not just taps 0 .. M - 1 at their own positions

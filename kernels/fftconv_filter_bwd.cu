@@ -67,7 +67,7 @@ FFTCONV_DEVICE void differentiate_filter(const FilterBwdParams& p, complex_t* s_
 }  // namespace fftconv
 
 struct Config {
-  using Layout = fftconv::Layout<true, FFTCONV_LOG2_POINTS, FFTCONV_LOG2_EPT, FFTCONV_LOG2_RADICES>;
+  using Layout = fftconv::BlockLayout<FFTCONV_ROOTS, true, FFTCONV_LOG2_POINTS, FFTCONV_LOG2_EPT, FFTCONV_LOG2_RADICES>;
   using filter_t = FFTCONV_FILTER_T;
   static constexpr int kRows = FFTCONV_ROWS;
   static constexpr int kThreads = kRows * Layout::kThreads;

@@ -36,7 +36,8 @@ struct FwdTraits : Config {
   static_assert(!Config::kHasPrefetch || (Config::kRows == 1 && Layout::kThreads > 32 && !Config::kHasTail),
                 "only whole rows are prefetched, one job a block, whose first exchange is a barrier of the block");
   static_assert(!Config::kHasPrefetch || kIsPaired || !Config::kIsComplex, "a whole linear row has no imaginary part");
-  static_assert(Layout::kThreads <= 32 || Config::kRows == 1,
+  static_assert(!Config::kHasPrefetch || Layout::kRoots == 1, "a row is split when all threads are done with another");
+  static_assert(Layout::kThreads <= 32 || Config::kRows == 1 || !kIsPaired,
                 "rows that share a block barrier must agree on every branch");
 };
 
@@ -267,7 +268,8 @@ FFTCONV_DEVICE void walk_jobs(const FwdParams& p, char* s_base) {
 }  // namespace fftconv
 
 struct Config {
-  using Layout = fftconv::Layout<FFTCONV_IS_VECTOR, FFTCONV_LOG2_POINTS, FFTCONV_LOG2_EPT, FFTCONV_LOG2_RADICES>;
+  using Layout = fftconv::BlockLayout<FFTCONV_ROOTS, FFTCONV_IS_VECTOR, FFTCONV_LOG2_POINTS, FFTCONV_LOG2_EPT,
+                                      FFTCONV_LOG2_RADICES>;
   using io_t = FFTCONV_IO_T;
   static constexpr int kQuarters = FFTCONV_QUARTERS, kRows = FFTCONV_ROWS;
   static constexpr bool kIsComplex = FFTCONV_IS_COMPLEX, kHasTail = FFTCONV_HAS_TAIL;

@@ -19,6 +19,7 @@ struct PassLayout {
   static constexpr int kThreads = kPoints / kEpt;                   // threads a row
   static constexpr int kPasses = sizeof...(kLog2Radices);
   static constexpr int kRanks = 1, kFirst = 0;  // blocks that share a row, and the first of their passes: ClusterLayout
+  static constexpr int kRoots = 1;              // nodes of the first pass: RootsLayout
   static constexpr bool kIsFirstAdjacent = kIsVector;  // see Pass::kIsAdjacent
 
   FFTCONV_DEVICE static constexpr int log2_radix(int pass) {
@@ -56,6 +57,31 @@ struct Layout : PassLayout<kIsVector, kLog2Points, kLog2Ept, kLog2Radices...> {
                 "the radices must multiply to the points of a row");
 };
 
+// The passes of a row of kRoots nodes of 2^kLog2Points points each, into which it is split before the first pass (see
+// roots.cuh). A group of threads has a node, numbered as the nodes are. Their first pass too has tables of twiddles.
+template <int kRoots_, bool kIsVector, int kLog2Points, int kLog2Ept, int... kLog2Radices>
+struct RootsLayout : Layout<kIsVector, kLog2Points, kLog2Ept, kLog2Radices...> {
+  using Base = Layout<kIsVector, kLog2Points, kLog2Ept, kLog2Radices...>;
+  static constexpr int kRoots = kRoots_;
+  static constexpr int kPoints = kRoots * Base::kPoints, kThreads = kRoots * Base::kThreads;
+  static constexpr int kRowSlots = kRoots * Base::kRowSlots;
+
+  FFTCONV_DEVICE static constexpr int forward_table(int pass) {
+    return pass == 0 ? 0 : kRoots * ((3 << (Base::log2_radix(0) - 2)) + Base::forward_table(pass));
+  }
+  FFTCONV_DEVICE static constexpr int inverse_table(int pass) {
+    return forward_table(pass) + (kRoots << (Base::log2_radix(pass) - 2 + Base::log2_nodes(pass)));
+  }
+  static_assert(Base::kThreads >= 16 && kThreads > 32, "warps are made of whole nodes or nodes of whole warps");
+};
+
+// Of a row that a block transforms as a whole.
+template <int kRoots, bool kIsVector, int kLog2Points, int kLog2Ept, int... kLog2Radices>
+struct BlockLayout : RootsLayout<kRoots, kIsVector, kLog2Points, kLog2Ept, kLog2Radices...> {};
+template <bool kIsVector, int kLog2Points, int kLog2Ept, int... kLog2Radices>
+struct BlockLayout<1, kIsVector, kLog2Points, kLog2Ept, kLog2Radices...>
+    : Layout<kIsVector, kLog2Points, kLog2Ept, kLog2Radices...> {};
+
 // The passes of a row that is shared by a cluster of kRanks blocks. The first one makes a node for each and is done on
 // the way from and to global memory (see slices.cuh). Its nodes never meet again: the block of rank r is the threads
 // r * kThreads / kRanks .. of the other passes, and its exchange buffer that part of a row's.
@@ -73,21 +99,22 @@ struct SliceLayout : Layout<kIsVector, kLog2Points, kLog2Ept, kLog2Radices...> {
 };
 
 // Of kRanks blocks that share a row, or one that has it all: the layouts of what they load and store, and transform.
-template <int kRanks, bool kIsVector, int kLog2Points, int kLog2Ept, int... kLog2Radices>
+template <int kRanks, int kRoots, bool kIsVector, int kLog2Points, int kLog2Ept, int... kLog2Radices>
 struct RowLayouts {
+  static_assert(kRoots == 1, "blocks share rows of a power of two of points");
   using Slice = SliceLayout<kIsVector, kLog2Points, kLog2Ept, kLog2Radices...>;
   using Node = ClusterLayout<kRanks, true, kLog2Points, kLog2Ept, kLog2Radices...>;
 };
-template <bool kIsVector, int kLog2Points, int kLog2Ept, int... kLog2Radices>
-struct RowLayouts<1, kIsVector, kLog2Points, kLog2Ept, kLog2Radices...> {
-  using Slice = Layout<kIsVector, kLog2Points, kLog2Ept, kLog2Radices...>;
+template <int kRoots, bool kIsVector, int kLog2Points, int kLog2Ept, int... kLog2Radices>
+struct RowLayouts<1, kRoots, kIsVector, kLog2Points, kLog2Ept, kLog2Radices...> {
+  using Slice = BlockLayout<kRoots, kIsVector, kLog2Points, kLog2Ept, kLog2Radices...>;
   using Node = Slice;
 };
 
 template <class Layout, int kPass>
 struct Pass {
   static constexpr int kLog2Radix = Layout::log2_radix(kPass), kRadix = 1 << kLog2Radix;
-  static constexpr int kNodes = 1 << Layout::log2_nodes(kPass);
+  static constexpr int kNodes = Layout::kRoots << Layout::log2_nodes(kPass);
   static constexpr int kLog2Stride = Layout::kLog2Points - Layout::log2_nodes(kPass) - kLog2Radix;
   static constexpr int kColumns = Layout::kEpt / kRadix;
   static constexpr bool kIsLast = kLog2Stride == 0;
@@ -125,7 +152,7 @@ struct Pass {
 
   static_assert(kColumns >= 1, "a radix may not exceed the points of a thread");
   static_assert(kLog2NodeThreads >= 0, "only the last pass may have nodes smaller than a thread's points");
-  static_assert(kPass == 0 || kLog2Radix >= 2, "twiddle tables hold groups of four");
+  static_assert((kPass == 0 && Layout::kRoots == 1) || kLog2Radix >= 2, "twiddle tables hold groups of four");
 };
 
 // The pass whose points a thread reads from and writes to global memory.

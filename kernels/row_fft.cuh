@@ -18,7 +18,10 @@ struct RowFft {
   FFTCONV_DEVICE RowFft(complex_t* s_row, unsigned long long*, int thread_of_row)
       : s_exchange(s_row), thread(thread_of_row) {}
 
-  FFTCONV_DEVICE void make_ready() {}
+  // Before the points for forward() are loaded, when the block's threads have done with the exchanges before.
+  FFTCONV_DEVICE void make_ready() {
+    if constexpr (Node::kRoots > 1) __syncthreads();
+  }
   // kIsReal: points have no imaginary parts, or those are not wanted.
   template <bool kIsReal>
   FFTCONV_DEVICE void forward(complex_t* x, const float4* g_twiddles) {

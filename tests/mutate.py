@@ -21,9 +21,17 @@ from cluster_mutations import CLUSTER_MUTATIONS
 from depthwise_mutations import DEPTHWISE_MUTATIONS
 from mma_mutations import MMA_MUTATIONS
 from mutations import KERNEL_MUTATIONS, Mutation
+from triple_mutations import TRIPLE_MUTATIONS
 from vjp_mutations import VJP_MUTATIONS
 
-MUTATIONS = (*KERNEL_MUTATIONS, *CLUSTER_MUTATIONS, *VJP_MUTATIONS, *MMA_MUTATIONS, *DEPTHWISE_MUTATIONS)
+MUTATIONS = (
+    *KERNEL_MUTATIONS,
+    *TRIPLE_MUTATIONS,
+    *CLUSTER_MUTATIONS,
+    *VJP_MUTATIONS,
+    *MMA_MUTATIONS,
+    *DEPTHWISE_MUTATIONS,
+)
 ROOT = Path(__file__).resolve().parent.parent
 # Folder in the repository: folder in the package, as pyproject.toml maps them.
 FOLDERS = {

@@ -20,7 +20,7 @@ LAYERS = (
     ("problem", "source", "archs", "dependencies", "cache"),
     ("driver", "readers", "blocks", "reference", "depthwise_problem", "depthwise_params"),
     ("long_blocks", "mma_blocks", "compile", "devices", "depthwise_kernels", "depthwise_reference"),
-    ("cluster_blocks",),
+    ("cluster_blocks", "triple_blocks"),
     ("arrays", "filters", "plan", "kernel_matrix", "tables", "numpy_backend", "numeric", "depthwise_steps"),
     ("filter_checks", "out_checks", "state_checks", "launchers", "depthwise_rows"),
     (
@@ -75,6 +75,7 @@ STDLIB_ONLY = (
     "depthwise_problem",
     "cluster_blocks",
     "cluster_plan",
+    "triple_blocks",
     "long_blocks",
     "long_params",
     "long_plan",

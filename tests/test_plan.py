@@ -13,9 +13,10 @@ from fftconv_cupy.errors import InvalidArgumentError, UnsupportedDeviceError, Un
 from fftconv_cupy.kernel_matrix import iter_kernels
 from fftconv_cupy.params import FwdParams, packer
 from fftconv_cupy.plan import WORKSPACE_LIMIT, block_config, filter_lags, make_plan
-from fftconv_cupy.problem import MODES, Problem, Wanted, make_problem
+from fftconv_cupy.problem import MODES, Problem, Wanted, make_problem, needed_fft_size
 from fftconv_cupy.reference import fftconv_reference
 from fftconv_cupy.tables import twiddle_table
+from fftconv_cupy.triple_blocks import TRIPLE_CONFIGS
 from fftconv_cupy.vjp_plan import make_vjp_plan
 
 SM_90 = ARCHS["sm_90"]
@@ -186,10 +187,9 @@ def test_the_transform_is_the_smallest_that_serves(mode: str) -> None:
         strategy, config = block_config(planned, SM_90)
         if strategy == "paired":
             assert config.points == planned.fft_size
-        elif mode == "circular":
-            assert config.points == min(points for points in BLOCK_CONFIGS if points >= seqlen)
         else:
-            assert config.points == max(128, planned.fft_size // 2)
+            least = seqlen if mode == "circular" else (needed_fft_size(mode, seqlen, filter_len) + 1) // 2
+            assert config.points == min(points for points in (*BLOCK_CONFIGS, *TRIPLE_CONFIGS) if points >= least)
 
 
 def test_a_larger_fft_size_changes_nothing() -> None:
