@@ -81,7 +81,7 @@ FFTCONV_DEVICE unsigned larger_halves(unsigned a, unsigned b) { return __vmaxu2(
 #else
 
 struct HostFragments {
-  unsigned a[4], b[2];
+  float a[4][2], b[2][2];
 };
 
 inline float host_half(unsigned word, int index) {
@@ -94,20 +94,27 @@ inline float host_bfloat16(unsigned word, int index) {
   return __bfloat162float(*reinterpret_cast<const __nv_bfloat16*>(&bits));
 }
 
-// Each lane reads the fragments of those that hold its rows and columns, from their stacks.
+// Each lane reads the fragments of those that hold its rows and columns, from their stacks. It finds them in a table on
+// the stack of the first lane: to meet is what takes time, so lanes meet three times, not once for each fragment.
 template <class Value>
 void host_add_product(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, Value value) {
-  const HostFragments own = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
+  HostFragments own;
+  for (int half = 0; half < 2; half++) {
+    for (int i = 0; i < 4; i++) own.a[i][half] = value(a[i], half);
+    own.b[0][half] = value(b0, half);
+    own.b[1][half] = value(b1, half);
+  }
+  const HostFragments* table[32];
+  const HostFragments** lanes = __shfl_sync(0xffffffffu, &table[0], 0);
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const HostFragments *row[4], *column[2][4];
-  for (int i = 0; i < 4; i++) row[i] = __shfl_sync(0xffffffffu, &own, 4 * g + i);
-  for (int i = 0; i < 8; i++) column[i / 4][i % 4] = __shfl_sync(0xffffffffu, &own, 4 * (2 * t + i / 4) + i % 4);
+  lanes[lane] = &own;
+  __syncwarp();
   for (int i = 0; i < 4; i++) {
     double sum = d[i];
     for (int k = 0; k < 16; k++) {
       const int half = k / 8, source = k % 8 / 2;
-      sum += static_cast<double>(value(row[source]->a[i / 2 + 2 * half], k % 2))
-             * value(column[i % 2][source]->b[half], k % 2);
+      sum += static_cast<double>(lanes[4 * g + source]->a[i / 2 + 2 * half][k % 2])
+             * lanes[4 * (2 * t + i % 2) + source]->b[half][k % 2];
     }
     d[i] = static_cast<float>(sum);
   }
