@@ -118,6 +118,15 @@ FFTCONV_DEVICE void turn_node(complex_t* x, complex_t turn, const complex_t* ste
   }
 }
 
+// steps[k] = first_steps[k] turned by kDistance of 2^(kLog2Step - k) in a turn.
+template <int kDistance, int kLog2Step, int kCount>
+FFTCONV_DEVICE void turn_steps(const complex_t* first_steps, complex_t* steps) {
+  static_for<kCount>([&](auto k) {
+    using Step = ShortRoot<(kDistance << k.value), kLog2Step>;
+    steps[k.value] = kDistance == 0 ? first_steps[k.value] : multiply(first_steps[k.value], {Step::re, Step::im});
+  });
+}
+
 // Multiplies what a thread holds after the last pass of a tile by e(phi_s j / R), or by its conjugate.
 template <class Tile, bool kIsConjugate>
 FFTCONV_DEVICE void turn_columns(complex_t* x, int first_column, int thread) {
@@ -141,10 +150,7 @@ FFTCONV_DEVICE void turn_columns(complex_t* x, int first_column, int thread) {
   static_for<P::kColumns>([&](auto column) {
     constexpr int slot = column.value * P::kRadix, distance = P::offset(slot);
     complex_t turn = first_turn, steps[P::kLog2Radix];
-    static_for<P::kLog2Radix>([&](auto k) {
-      using Step = ShortRoot<(distance << k.value), kLog2Step>;
-      steps[k.value] = distance == 0 ? first_steps[k.value] : multiply(first_steps[k.value], {Step::re, Step::im});
-    });
+    turn_steps<distance, kLog2Step, P::kLog2Radix>(first_steps, steps);
     if constexpr (distance > 0 && kLog2Nodes == 0) {
       using Turn = ShortRoot<distance, kLog2Turn>;
       turn = multiply(first_turn, {Turn::re, Turn::im});
