@@ -21,10 +21,11 @@ template <class Config>
 FFTCONV_DEVICE void leave_sums_in_time(const DepthwiseParams& p, const float* sums, int chunk, int channel) {
   constexpr int kSums = Config::kTaps + 1;
   const int lanes = 1 << p.log2_lanes, lane = threadIdx.x & (lanes - 1);
-  static_for<kSums>([&](auto j) {
-    const float v = sum_over_warp<Config>(sums[j.value], lanes);
-    if ((lane & 31) == 0) s_sums[(threadIdx.x / min(lanes, 32)) * kSums + j.value] = v;
-  });
+#pragma unroll
+  for (int j = 0; j < kSums; j++) {
+    const float v = sum_over_warp<Config>(sums[j], lanes);
+    if ((lane & 31) == 0) s_sums[(threadIdx.x / min(lanes, 32)) * kSums + j] = v;
+  }
   __syncthreads();
   const int warps = max(lanes / 32, 1);
   // Threads of the row take its sums in turn.
@@ -73,51 +74,59 @@ FFTCONV_DEVICE void backward_in_time(const DepthwiseParams& p) {
     dy.widen();
     sequences.widen();
     float dz[kDzEnd - kDzBegin];
-    static_for<kDzEnd - kDzBegin>([&](auto i) {
-      constexpr int t = i.value + kDzBegin;
-      dz[i.value] = dy.at(t);
+#pragma unroll
+    for (int i = 0; i < kDzEnd - kDzBegin; i++) {
+      const int t = i + kDzBegin;
+      dz[i] = dy.at(t);
       if constexpr (Config::kHasSilu) {
         float z = bias;
-        static_for<kTaps>([&](auto j) {
-          const int at = t + j.value - kPad;
-          if (sequences.is_one(t, at)) z = fmaf(taps[j.value], x.at(at), z);
-        });
+#pragma unroll
+        for (int j = 0; j < kTaps; j++) {
+          const int at = t + j - kPad;
+          if (sequences.is_one(t, at)) z = fmaf(taps[j], x.at(at), z);
+        }
         // Outputs that are not there have no z, which might not be finite.
-        dz[i.value] *= silu_slope(is_inside(point + t, p.dy_len) ? z : 0.f);
+        dz[i] *= silu_slope(is_inside(point + t, p.dy_len) ? z : 0.f);
       }
-      if (sequences.is_padding(t)) dz[i.value] = 0.f;
-    });
+      if (sequences.is_padding(t)) dz[i] = 0.f;
+    }
     if constexpr (Config::kHasInput) {
       float dx[kPoints];
-      static_for<kPoints>([&](auto i) {
-        dx[i.value] = 0.f;
-        static_for<kTaps>([&](auto j) {
-          const int at = i.value - j.value + kPad;
-          if (sequences.is_one(i.value, at)) dx[i.value] = fmaf(taps[j.value], dz[at - kDzBegin], dx[i.value]);
-        });
-      });
-      static_for<Config::kRepeat>([&](auto i) {
-        constexpr int kAt = i.value * kCount;
-        if (own_channel < p.channels) {
-          store_vector<Config::kIsShifted>(Vector<io_t, kCount>::narrow(dx + kAt), g_dx, point + kAt, p.in_len);
+#pragma unroll
+      for (int i = 0; i < kPoints; i++) {
+        dx[i] = 0.f;
+#pragma unroll
+        for (int j = 0; j < kTaps; j++) {
+          const int at = i - j + kPad;
+          if (sequences.is_one(i, at)) dx[i] = fmaf(taps[j], dz[at - kDzBegin], dx[i]);
         }
-      });
+      }
+#pragma unroll
+      for (int i = 0; i < Config::kRepeat; i++) {
+        const int at = i * kCount;
+        if (own_channel < p.channels) {
+          store_vector<Config::kIsShifted>(Vector<io_t, kCount>::narrow(dx + at), g_dx, point + at, p.in_len);
+        }
+      }
     }
     if constexpr (Config::kHasSums) {
-      static_for<Config::kRepeat>([&](auto i) {
-        constexpr int kFirst = i.value * kCount;
-        if (point + kFirst >= p.dy_len) return;
-        static_for<kCount>([&](auto k) {
-          constexpr int t = kFirst + k.value;
-          if (Config::kIsShifted && !is_inside(point + t, p.dy_len)) return;
-          if (sequences.is_padding(t)) return;
-          static_for<kTaps>([&](auto j) {
-            const int at = t + j.value - kPad;
-            if (sequences.is_one(t, at)) sums[j.value] = fmaf(dz[t - kDzBegin], x.at(at), sums[j.value]);
-          });
+#pragma unroll
+      for (int i = 0; i < Config::kRepeat; i++) {
+        const int begin = i * kCount;
+        if (point + begin >= p.dy_len) continue;
+#pragma unroll
+        for (int k = 0; k < kCount; k++) {
+          const int t = begin + k;
+          if (Config::kIsShifted && !is_inside(point + t, p.dy_len)) continue;
+          if (sequences.is_padding(t)) continue;
+#pragma unroll
+          for (int j = 0; j < kTaps; j++) {
+            const int at = t + j - kPad;
+            if (sequences.is_one(t, at)) sums[j] = fmaf(dz[t - kDzBegin], x.at(at), sums[j]);
+          }
           sums[kTaps] += dz[t - kDzBegin];
-        });
-      });
+        }
+      }
     }
   }
   if constexpr (Config::kHasSums) leave_sums_in_time<Config>(p, sums, chunk, own_channel);
@@ -152,15 +161,19 @@ struct BackwardWalk {
     x_rows = read_rows<io_t, kCount>(p.x, p.x_strides, batch, channel, first - kHalo, p.in_len, count + kHalo);
     dy_rows = read_rows<io_t, kCount>(p.dy, p.dy_strides, batch, channel, dy_start, p.dy_len, count);
     g_dx = depthwise_row<io_t>(p.out, p.out_strides, batch, channel) + (first - kHalo) * p.out_strides.time;
-    static_for<kHalo>([&](auto i) { x_rows.next().widen(x[i.value]); });
-    static_for<kRows>([&](auto i) {
-      next_x[i.value] = x_rows.next();
-      next_dy[i.value] = dy_rows.next();
-    });
+#pragma unroll
+    for (int i = 0; i < kHalo; i++) x_rows.next().widen(x[i]);
+#pragma unroll
+    for (int i = 0; i < kRows; i++) {
+      next_x[i] = x_rows.next();
+      next_dy[i] = dy_rows.next();
+    }
     if constexpr (Config::kHasSeqIdx) {
       id_rows = {p.seq_idx + batch * p.seq_stride + first - kHalo, 1, first - kHalo, p.in_len, count + kHalo};
-      static_for<kHalo>([&](auto i) { ids[i.value] = id_rows.next().word; });
-      static_for<kRows>([&](auto i) { next_ids[i.value] = id_rows.next(); });
+#pragma unroll
+      for (int i = 0; i < kHalo; i++) ids[i] = id_rows.next().word;
+#pragma unroll
+      for (int i = 0; i < kRows; i++) next_ids[i] = id_rows.next();
     }
     return min(min(count, dz_end + kRows), min(p.in_len - first, p.dy_len - dy_start)) - 2 * kRows;
   }
@@ -168,30 +181,34 @@ struct BackwardWalk {
   // Rows row .. row + kRows - 1. kIsInside: their dz and dx are all the tile's own, and the next rows are all there.
   template <bool kIsInside>
   FFTCONV_DEVICE void step(const DepthwiseParams& p, int row) {
-    static_for<kRows>([&](auto i) {
-      const int r = row + i.value;
-      next_x[i.value].widen(x[(i.value + kHalo) % kRows]);
-      next_dy[i.value].widen(dz[i.value]);
-      next_x[i.value] = x_rows.template next<kIsInside>();
-      next_dy[i.value] = dy_rows.template next<kIsInside>();
+#pragma unroll
+    for (int i = 0; i < kRows; i++) {
+      const int r = row + i;
+      next_x[i].widen(x[(i + kHalo) % kRows]);
+      next_dy[i].widen(dz[i]);
+      next_x[i] = x_rows.template next<kIsInside>();
+      next_dy[i] = dy_rows.template next<kIsInside>();
       if constexpr (Config::kHasSeqIdx) {
-        ids[(i.value + kHalo) % kRows] = next_ids[i.value].word;
-        next_ids[i.value] = id_rows.template next<kIsInside>();
+        ids[(i + kHalo) % kRows] = next_ids[i].word;
+        next_ids[i] = id_rows.template next<kIsInside>();
       }
       if constexpr (Config::kHasSilu) {
         // An output that is not there has no z, which might not be finite.
-        apply_slope<i.value>(kIsInside || is_inside(dy_start + r, p.dy_len));
+        apply_slope(i, kIsInside || is_inside(dy_start + r, p.dy_len));
       }
-      const bool is_padding = Config::kHasSeqIdx && ids[(i.value + kHalo) % kRows] < 0;
-      if (is_padding) static_for<kCount>([&](auto c) { dz[i.value][c.value] = 0.f; });
+      const bool is_padding = Config::kHasSeqIdx && ids[(i + kHalo) % kRows] < 0;
+      if (is_padding) {
+#pragma unroll
+        for (int c = 0; c < kCount; c++) dz[i][c] = 0.f;
+      }
       if constexpr (Config::kHasSums) {
-        if (!is_padding && (kIsInside || (dy_start + r >= first && r < dz_end))) add_products<i.value>();
+        if (!is_padding && (kIsInside || (dy_start + r >= first && r < dz_end))) add_products(i);
       }
       if constexpr (Config::kHasInput) {
-        if (kIsInside || (r >= kHalo && r < dx_end)) store_input<i.value>();
+        if (kIsInside || (r >= kHalo && r < dx_end)) store_input(i);
         g_dx += p.out_strides.time;
       }
-    });
+    }
   }
 
   FFTCONV_DEVICE void run(const DepthwiseParams& p, int last_inside) {
@@ -209,38 +226,42 @@ struct BackwardWalk {
   // Whether rows of x, in their places, belong to one sequence.
   FFTCONV_DEVICE bool is_one(int a, int b) const { return !Config::kHasSeqIdx || ids[a % kRows] == ids[b % kRows]; }
 
-  template <int kRow>
-  FFTCONV_DEVICE void apply_slope(bool is_there) {
-    static_for<kCount>([&](auto c) {
-      float z = bias[c.value];
-      static_for<kTaps>([&](auto j) {
-        const int at = kRow + j.value;
-        if (is_one(kRow + kHalo, at)) z = fmaf(taps[j.value][c.value], x[at % kRows][c.value], z);
-      });
-      dz[kRow][c.value] *= silu_slope(is_there ? z : 0.f);
-    });
+  // `row`: its place in the ring of dy, which is known when the kernel is compiled.
+  FFTCONV_DEVICE void apply_slope(int row, bool is_there) {
+#pragma unroll
+    for (int c = 0; c < kCount; c++) {
+      float z = bias[c];
+#pragma unroll
+      for (int j = 0; j < kTaps; j++) {
+        const int at = row + j;
+        if (is_one(row + kHalo, at)) z = fmaf(taps[j][c], x[at % kRows][c], z);
+      }
+      dz[row][c] *= silu_slope(is_there ? z : 0.f);
+    }
   }
-  template <int kRow>
-  FFTCONV_DEVICE void add_products() {
-    static_for<kCount>([&](auto c) {
-      const float own = dz[kRow][c.value];
-      static_for<kTaps>([&](auto j) {
-        const int at = kRow + j.value;
-        float& sum = sums[j.value][c.value];
-        if (is_one(kRow + kHalo, at)) sum = fmaf(own, x[at % kRows][c.value], sum);
-      });
-      sums[kTaps][c.value] += own;
-    });
+  FFTCONV_DEVICE void add_products(int row) {
+#pragma unroll
+    for (int c = 0; c < kCount; c++) {
+      const float own = dz[row][c];
+#pragma unroll
+      for (int j = 0; j < kTaps; j++) {
+        const int at = row + j;
+        float& sum = sums[j][c];
+        if (is_one(row + kHalo, at)) sum = fmaf(own, x[at % kRows][c], sum);
+      }
+      sums[kTaps][c] += own;
+    }
   }
-  template <int kRow>
-  FFTCONV_DEVICE void store_input() {
+  FFTCONV_DEVICE void store_input(int row) {
     float dx[kCount] = {};
-    static_for<kCount>([&](auto c) {
-      static_for<kTaps>([&](auto j) {
-        const int at = kRow - j.value + kRows;
-        if (is_one(kRow, at + kHalo)) dx[c.value] = fmaf(taps[j.value][c.value], dz[at % kRows][c.value], dx[c.value]);
-      });
-    });
+#pragma unroll
+    for (int c = 0; c < kCount; c++) {
+#pragma unroll
+      for (int j = 0; j < kTaps; j++) {
+        const int at = row - j + kRows;
+        if (is_one(row, at + kHalo)) dx[c] = fmaf(taps[j][c], dz[at % kRows][c], dx[c]);
+      }
+    }
     V::narrow(dx).store(g_dx);
   }
 };
@@ -255,10 +276,11 @@ FFTCONV_DEVICE void backward_in_channels(const DepthwiseParams& p) {
   const int chunk = group * (Config::kThreads >> p.log2_lanes) + slot;
   if (channel >= p.channels || chunk >= p.chunks) return;
   Walk walk;
-  static_for<kCount>([&](auto c) {
-    load_taps<kTaps, kCount>(walk.taps[0] + c.value, p, channel + c.value);
-    walk.bias[c.value] = load_bias(p, channel + c.value);
-  });
+#pragma unroll
+  for (int c = 0; c < kCount; c++) {
+    load_taps<kTaps, kCount>(walk.taps[0] + c, p, channel + c);
+    walk.bias[c] = load_bias(p, channel + c);
+  }
   const int last = min((chunk + 1) * p.chunk_items, p.batch * p.time_tiles);
   for (int item = chunk * p.chunk_items; item < last; item++) {
     const int batch = item / p.time_tiles;
@@ -266,10 +288,12 @@ FFTCONV_DEVICE void backward_in_channels(const DepthwiseParams& p) {
     walk.run(p, walk.begin(p, batch, channel));
   }
   if constexpr (Config::kHasSums) {
-    static_for<kTaps + 1>([&](auto j) {
-      float* g_sums = p.sums + (static_cast<long long>(chunk) * (kTaps + 1) + j.value) * p.channels + channel;
-      static_for<kCount>([&](auto c) { g_sums[c.value] = walk.sums[j.value][c.value]; });
-    });
+#pragma unroll
+    for (int j = 0; j < kTaps + 1; j++) {
+      float* g_sums = p.sums + (static_cast<long long>(chunk) * (kTaps + 1) + j) * p.channels + channel;
+#pragma unroll
+      for (int c = 0; c < kCount; c++) g_sums[c] = walk.sums[j][c];
+    }
   }
 }
 

@@ -78,14 +78,14 @@ DEPTHWISE_MUTATIONS = (
     Mutation(
         "depthwise: sequences of gradients",
         "kernels/depthwise_bwd.cu",
-        "if (is_one(kRow, at + kHalo))",
-        "if (is_one(kRow, at))",
+        "if (is_one(row, at + kHalo))",
+        "if (is_one(row, at))",
         (f"{_SEQUENCES}[BLH-packed]",),
     ),
     Mutation(
         "depthwise: outputs of no sequence",
         "kernels/depthwise_bwd.cu",
-        "if (sequences.is_padding(t)) dz[i.value] = 0.f;",
+        "if (sequences.is_padding(t)) dz[i] = 0.f;",
         "",
         (f"{_SEQUENCES}[BHL-packed]",),
     ),
@@ -113,7 +113,7 @@ DEPTHWISE_MUTATIONS = (
     Mutation(
         "depthwise: sums of points that are not there",
         "kernels/depthwise_bwd.cu",
-        "if (Config::kIsShifted && !is_inside(point + t, p.dy_len)) return;",
+        "if (Config::kIsShifted && !is_inside(point + t, p.dy_len)) continue;",
         "",
         (f"{_LAST}[BHL-4-odd]",),
     ),
