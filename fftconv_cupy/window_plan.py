@@ -41,7 +41,7 @@ from fftconv_cupy.source import KernelSpec
 # Picoseconds a complex point of a transform pair, by the points of the transform, measured on an H100 (plain causal
 # rows in float16, benchmarks/results/targets-h100.json); only their ratios matter.
 _BLOCK_COSTS = {128: 3310, 256: 3050, 512: 2900, 1024: 3090, 2048: 3540, 4096: 3670, 8192: 4150, 16384: 5120}
-_TRIPLE_COSTS = {1536: 3800, 3072: 3950, 6144: 4500, 12288: 5600}
+_TRIPLE_COSTS = {1536: 3810}  # on an H200, against 2048 of the same
 _LONG_COST = 10900  # of a transform that outgrows a block, which goes through L2 two times more
 # The same of windows, which read and write twice as much a point, and of their gradients (H200, plain, L = 65536 and K
 # = 128, 1024 or 4096; those of 128 points are as much above those of 256 as of whole rows).

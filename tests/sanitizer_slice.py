@@ -23,7 +23,7 @@ from fftconv_cupy.reference import fftconv_reference, fftconv_vjp_reference
 BATCH, CHANNELS = 3, 2
 # Rows that fill a transform (prefetched where that pays), and rows that end inside it at an odd address.
 BOUNDS = {"float16": 5e-4, "bfloat16": 3e-3, "float32": 1e-6}  # of outputs, relative L2
-LENGTHS = (128, 255, 256, 509, 512, 1000, 1024, 2048, 3001, 4096, 8191, 8192, 16383, 16384)
+LENGTHS = (128, 255, 256, 509, 512, 1000, 1024, 1500, 2048, 3001, 4096, 8191, 8192, 16383, 16384)
 
 
 class Case(NamedTuple):

@@ -93,12 +93,12 @@ def test_rows(points: int) -> None:
     ids=["points from M on", "odd length", "wrapped taps", "whole"],
 )
 def test_rows_of_other_kinds(mode: str, more: int, taps: int, skip: str | None) -> None:
-    points = 6144
+    points = 1536
     case = Case(mode, "float32", points + more, points + taps, 3, 2, skip_dtype=skip)
     assert check(KernelCase(case, "sm_80"), orders=("random",), race_check=True).config.points == points
 
 
-@pytest.mark.parametrize(("points", "wrt"), [(3072, None), (6144, ("u", "k"))])
+@pytest.mark.parametrize(("points", "wrt"), [(1536, None), (1536, ("u", "k"))])
 def test_gradients(points: int, wrt: tuple[str, ...] | None) -> None:
     """Of everything; and of what takes a transform that follows a transform, not an inverse one."""
     case = Case("causal", "float32", points - 2, points // 2 + 1, 5, 2, **GATES, skip_dtype="float32")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mutations import Mutation
 
-_ROWS, _GRADIENTS = ("tests/test_triples.py::test_rows[3072]",), ("tests/test_triples.py::test_gradients[3072-None]",)
+_ROWS, _GRADIENTS = ("tests/test_triples.py::test_rows[1536]",), ("tests/test_triples.py::test_gradients[1536-None]",)
 
 TRIPLE_MUTATIONS = (
     Mutation(
