@@ -208,9 +208,15 @@ def terms_of(case: Case, inputs: Inputs, dy: Array) -> Gradients:
 
     Both sums are of products of points of rows, so the gradients that squared rows have are sums of squares.
     """
-    rows = {"dy": dy, "u": inputs.u, "in_gate": inputs.in_gate, "out_gate": inputs.out_gate}
-    squares = {name: None if row is None else row.astype(np.float64) ** 2 for name, row in rows.items()}
-    sums = fftconv_vjp_reference(**squares, k=inputs.k, skip=inputs.skip, mode=case.mode, fft_size=case.fft_size)
+
+    def square(row: Array) -> NDArray[np.float64]:
+        return row.astype(np.float64) ** 2
+
+    gates = {"in_gate": inputs.in_gate, "out_gate": inputs.out_gate}
+    squared = {name: None if gate is None else square(gate) for name, gate in gates.items()}
+    sums = fftconv_vjp_reference(
+        square(dy), square(inputs.u), inputs.k, **squared, skip=inputs.skip, mode=case.mode, fft_size=case.fft_size
+    )
 
     def root(found: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
         return None if found is None else np.sqrt(np.maximum(found, 0.0))  # the reference transforms: it may err
